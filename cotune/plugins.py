@@ -1,0 +1,38 @@
+"""Name -> class tables, imported on demand and open to other packages through entry points.
+
+A table maps a name to "module:attribute". Another package adds a name by declaring an entry point in the group
+`cotune.<kind>` (cotune.tasks, cotune.strategies, cotune.engines).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from cotune.errors import UsageError
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`. Did you mean 'x'?`, or the whole list when nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return ". Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return ". Known: " + ", ".join(known) + "."
+
+
+def names(kind: str, table: Mapping[str, str]) -> dict[str, str]:
+    """The table plus what installed packages add to it."""
+    return dict(table) | {e.name: e.value for e in entry_points(group=f"cotune.{kind}")}
+
+
+def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
+    """The class behind `name`. Raises UsageError with the nearest names."""
+    known = names(kind, table)
+    if name not in known:
+        raise UsageError(f"There is no {kind.removesuffix('s')} {name!r}{nearest(name, known)}")
+    module, _, attribute = known[name].partition(":")
+    return getattr(import_module(module), attribute)

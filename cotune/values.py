@@ -1,0 +1,148 @@
+"""The frozen values that flow through a run. No logic beyond digests, no torch.
+
+RunConfig -> Dataset -> Engine / models -> Strategy -> Tuned -> Evaluation -> run folder -> Comparison
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of `value` as canonical JSON: the one content address in cotune."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task.
+
+    `reference` is the answer that the grader compares with (CosmosQA: the letter). `rationale` is the worked
+    solution in the row, empty where the benchmark has none. `choices` is empty except for CosmosQA.
+    """
+
+    id: str
+    question: str
+    reference: str
+    context: str = ""
+    rationale: str = ""
+    choices: tuple[str, ...] = ()
+
+
+class Outcome(StrEnum):
+    CORRECT = "correct"
+    WRONG = "wrong"
+    TRUNCATED = "truncated"
+    ERRORED = "errored"
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What the grader says of one completion.
+
+    `prediction` is the extracted answer (None: nothing could be extracted). `score` in [0, 1] is the task's
+    headline metric; `metrics` holds all of them by name (accuracy, or exact_match and token_f1).
+    `note` says why a grade is ERRORED or TRUNCATED.
+    """
+
+    outcome: Outcome
+    prediction: str | None
+    score: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated text. `token_ids` excludes the end-of-turn token; `truncated` means it hit the length limit.
+
+    `logprobs[i]` is log p(token_ids[i]) under the sampling temperature 1 distribution, empty unless asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    truncated: bool
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A worked example shown to the model before the question: one user turn, one assistant turn."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The tunable text: the system instruction and optional demonstrations. The rest of the frame is fixed."""
+
+    instruction: str
+    demonstrations: tuple[Demonstration, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        return digest(asdict(self))
+
+
+class Adapter(Protocol):
+    """LoRA factors for one base model, static or generated for one example (see models/lora.py)."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Which prompt and which adapter answer one example. (The inference plan joins here when it is a lever.)"""
+
+    prompt: Prompt
+    adapter: Adapter | None = None
+
+
+class Tuned(ABC):
+    """What a strategy hands over: for any examples, the conditioning of each.
+
+    The seed prompt without an adapter is a `Tuned` too, so every strategy, and each stage of a sequence,
+    has the one type `tune(start: Tuned, problem, bench) -> Tuned`.
+    """
+
+    @abstractmethod
+    def condition(self, examples: Sequence[Example], bench: Any) -> list[Conditioning]:
+        """One conditioning per example, in order. `bench` pays for whatever has to be generated."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write everything needed to load this again (safetensors and JSON only)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-example results of one conditioning policy, in the order of `examples`."""
+
+    examples: tuple[Example, ...]
+    conditionings: tuple[Conditioning, ...]
+    rendered: tuple[str, ...]
+    completions: tuple[Completion, ...]
+    grades: tuple[Grade, ...]
+
+    @property
+    def score(self) -> float:
+        return sum(g.score for g in self.grades) / len(self.grades)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth a line in events.jsonl and in the progress display."""
+
+    kind: str
+    data: Mapping[str, Any] = field(default_factory=dict)
