@@ -1,0 +1,157 @@
+"""The bench: all a strategy may use while it tunes.
+
+It generates through the engine, books every token, refuses what the budget cannot pay, keeps checkpoints, hands out
+seeded randomness and passes events on. It knows nothing of the run folder: where journal and checkpoints live is
+behind the `Store` protocol.
+
+Resuming rests on one idea. A run is a deterministic function of its config, so after an interruption it is simply run
+again: each batch of generation is looked up in the journal by its content, training loops continue from their last
+checkpoint, and everything between is cheap.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cotune.engines.base import Engine, Request, Sampling
+from cotune.ledger import Ledger, Spent, forward_flops
+from cotune.models.base import BaseModel
+from cotune.values import Completion, Event, digest
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Store(Protocol):
+    """Where a bench keeps what must survive a kill."""
+
+    def recall(self, key: str) -> Any | None:
+        """The JSON value remembered under `key`, or None."""
+
+    def remember(self, key: str, value: Any) -> None: ...
+
+    def load_checkpoint(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Tensors and JSON metadata of the last complete checkpoint of that name, or None."""
+
+    def save_checkpoint(self, name: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """Replace the checkpoint atomically."""
+
+
+class MemoryStore:
+    """A store that forgets at exit: for `predict` and for tests."""
+
+    def __init__(self) -> None:
+        self._journal: dict[str, Any] = {}
+        self._checkpoints: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {}
+
+    def recall(self, key: str) -> Any | None:
+        return self._journal.get(key)
+
+    def remember(self, key: str, value: Any) -> None:
+        self._journal[key] = value
+
+    def load_checkpoint(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        return self._checkpoints.get(name)
+
+    def save_checkpoint(self, name: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        self._checkpoints[name] = ({k: v.clone() for k, v in tensors.items()}, dict(meta))
+
+
+def ignore(event: Event) -> None:
+    """The listener of those who do not listen."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """`make_engine` builds the configured engine on another model (MetaTuner's G); `stage` names where we are."""
+
+    base: BaseModel
+    engine: Engine
+    make_engine: Callable[[BaseModel], Engine]
+    ledger: Ledger
+    store: Store
+    seed: int
+    listen: Callable[[Event], None] = ignore
+    stage: str = ""
+
+    def at(self, stage: str) -> Bench:
+        """The same bench inside a named stage: own random streams, own checkpoints, events marked with it."""
+        return replace(self, stage=f"{self.stage}/{stage}" if self.stage else stage)
+
+    def emit(self, kind: str, **data: Any) -> None:
+        """Report something that is worth a line in events.jsonl. Values are plain JSON."""
+        tuning = {"tuning_tokens": self.ledger.tuning.tokens}
+        self.listen(Event(kind, ({"stage": self.stage} if self.stage else {}) | data | tuning))
+
+    def seed_for(self, *names: Any) -> int:
+        """A 63-bit seed that depends on the run's seed, the stage and `names` alone, never on order of calls."""
+        return int(digest([self.seed, self.stage, *names]), 16) >> 1
+
+    def rng(self, *names: Any) -> random.Random:
+        return random.Random(self.seed_for(*names))
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        base: BaseModel | None = None,
+        engine: Engine | None = None,
+        version: str = "",
+        label: str = "",
+    ) -> list[list[Completion]]:
+        """`sampling.n` completions per request, in order, batch by batch through journal and ledger.
+
+        `base` and `engine` are given together for another model than the base model, with a `version` that
+        changes whenever that model's weights do (it is part of the journal's key). `label` names the work in progress events.
+        Raises BudgetExhausted before the first batch that the budget could not pay in full.
+        """
+        base, engine = base or self.base, engine or self.engine
+        results: list[list[Completion]] = [[] for _ in requests]
+        batches = engine.plan(requests, sampling)
+        done = 0
+        for batch in batches:
+            chosen = [requests[i] for i in batch]
+            for i, completions in zip(batch, self._batch(chosen, sampling, base, engine, version), strict=True):
+                results[i] = completions
+            done += len(batch)
+            if label:
+                self.listen(Event("progress", {"stage": self.stage, "label": label, "done": done, "of": len(requests)}))
+        return results
+
+    def _batch(
+        self, requests: list[Request], sampling: Sampling, base: BaseModel, engine: Engine, version: str
+    ) -> list[list[Completion]]:
+        prompts = [engine.token_count(r.prompt) for r in requests]
+        most = sum(prompts) + len(requests) * sampling.n * sampling.max_new_tokens
+        self.ledger.allow(most, forward_flops(base.parameters_count, most))
+        content = [[r.prompt, r.adapter.digest if r.adapter else None] for r in requests]
+        key = digest(["generate", engine.name, base.digest, version, asdict(sampling), content])
+        known = self.store.recall(key)
+        if known is None:
+            began = time.perf_counter()
+            completions = engine.generate(requests, sampling)
+            seconds = time.perf_counter() - began
+            self.store.remember(key, {"seconds": seconds, "rows": [[asdict(c) for c in row] for row in completions]})
+        else:
+            seconds = known["seconds"]
+            completions = [[_completion(c) for c in row] for row in known["rows"]]
+        generated = sum(len(c.token_ids) for row in completions for c in row)
+        self.ledger.book(
+            Spent(
+                calls=len(requests) * sampling.n,
+                prompt_tokens=sum(prompts),
+                generated_tokens=generated,
+                flops=forward_flops(base.parameters_count, sum(prompts) + generated),
+                seconds=seconds,
+            )
+        )
+        return completions
+
+
+def _completion(saved: Mapping[str, Any]) -> Completion:
+    return Completion(**{**saved, "token_ids": tuple(saved["token_ids"]), "logprobs": tuple(saved["logprobs"])})

@@ -1,0 +1,258 @@
+"""Every setting and every default of cotune, in one place.
+
+A config is resolved in layers, later ones winning: the class defaults below (the papers' values where a paper
+gives one), the profile of the model (only the packaged tiny models have one), the TOML file, `--set a.b=c`,
+the command line's own flags. The result is frozen, and its resolved JSON is what a run records.
+
+Knows nothing of how any setting is used.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cotune.errors import UsageError
+from cotune.plugins import nearest
+from cotune.values import digest
+
+TargetModules = Literal["all-linear"] | tuple[str, ...]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+class DecodingConfig(Section):
+    """How every strategy's answers are decoded, in the search and on the test split alike."""
+
+    temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy")
+    top_p: Rate = 1.0
+    max_new_tokens: Positive | None = Field(None, description="tokens; empty: the task's own limit")
+
+
+class EngineConfig(Section):
+    """How the base model is run. Changes speed and memory, not results (up to near-ties)."""
+
+    batch_size: Positive = Field(32, description="rows per forward pass")
+    max_batch_tokens: Positive = Field(32768, description="rows x (prompt + new) tokens per forward pass")
+    threads: Positive = Field(1, description="CPU threads; two on two busy cores were 8-16 times slower than one")
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class BudgetConfig(Section):
+    """Limits on tuning cost (measuring on the test split is free). Empty means no limit."""
+
+    tokens: Count | None = Field(None, description="prompt + generated + trained tokens")
+    flops: Annotated[float, Field(ge=0)] | None = None
+
+
+class PromptConfig(Section):
+    """Prompt search (sheet 10 OPRO; sheet 01 BootstrapFewShot with random search)."""
+
+    proposer: str = Field("self", description="self | edits | model:NAME | openai:BASE_URL#MODEL")
+    rounds: Count = Field(6, description="proposal rounds (ours; OPRO runs up to 200 steps)")
+    candidates: Positive = Field(8, description="proposals per round (OPRO)")
+    history: Positive = Field(20, description="earlier instructions shown to the proposer (OPRO)")
+    exemplars: Count = Field(3, description="training questions shown to the proposer (OPRO)")
+    temperature: float = Field(1.0, ge=0, le=5, description="of the proposer (OPRO)")
+    max_characters: Positive = Field(500, description="longer instructions are rejected (OPRO)")
+    demonstrations: Count = Field(3, description="at most, per prompt (BetterTogether)")
+    demonstration_sets: Count = Field(6, description="random sets tried (BetterTogether); 0: no demonstrations")
+    search_examples: Positive = Field(100, description="train examples that drive the search (BetterTogether)")
+    choice_examples: Positive = Field(250, description="val examples that choose the winner (BetterTogether)")
+    minibatch: Positive = Field(16, description="examples a candidate runs on before it may be dropped (ours)")
+    finalists: Positive = Field(4, description="candidates scored on the val examples (ours)")
+
+
+class WeightsConfig(Section):
+    """LoRA fine-tuning (sheet 01)."""
+
+    source: Literal["gold", "self", "both"] = Field(
+        "self", description="gold rationales, own completions that the grader accepts (BetterTogether), or both"
+    )
+    samples: Positive = Field(1, description="own completions sampled per train example")
+    temperature: float = Field(0.1, ge=0, le=5, description="of those samples (BetterTogether)")
+    top_p: Rate = Field(0.97, description="of those samples (BetterTogether)")
+    rank: Positive = Field(32, description="BetterTogether")
+    alpha: Annotated[float, Field(gt=0)] = Field(64.0, description="scaling = alpha / rank (BetterTogether)")
+    target_modules: TargetModules = Field(("q_proj", "k_proj"), description="BetterTogether")
+    epochs: Count = Field(5, description="BetterTogether")
+    learning_rate: Rate = Field(1e-5, description="BetterTogether")
+    batch_size: Positive = Field(8, description="examples per optimizer step (BetterTogether)")
+    micro_batch_size: Positive = Field(8, description="examples per forward pass; the result does not depend on it")
+    warmup: float = Field(0.1, ge=0, le=1, description="fraction of steps; linear, then cosine decay (ours)")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="ours")
+    checkpoint_every: Positive = Field(50, description="optimizer steps between checkpoints")
+
+
+class SequentialConfig(Section):
+    """BetterTogether, Algorithm 1 (sheet 01)."""
+
+    stages: str = Field("p,w,p", description="p (prompt) and w (weights) in any order")
+    restart: bool = Field(True, description="a later p starts from the original prompt (paper), else from the last one")
+    drop_demonstrations: bool = Field(True, description="train on the prompt without its demonstrations")
+
+    @field_validator("stages")
+    @classmethod
+    def _stages(cls, value: str) -> str:
+        stages = [s.strip() for s in value.split(",")]
+        if not stages or any(s not in ("p", "w") for s in stages):
+            raise ValueError("stages are p and w joined by commas, for example p,w,p")
+        return ",".join(stages)
+
+
+class JointConfig(Section):
+    """MetaTuner-J (sheet 02). The paper's hyper-parameters are unknown: every value here is ours unless said."""
+
+    share: float = Field(0.25, gt=0, lt=1, description="k / K, shared fraction of G's layers (paper, 7B: 1/4; 3B: 3/4)")
+    rank: Positive = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="lambda = lora_alpha / rank")
+    target_modules: TargetModules = ("q_proj", "v_proj")
+    width: Positive = Field(128, description="m, hidden width of the parameter decoder")
+    pooling: Literal["last", "mean"] = Field("last", description="how the encoder's states become h_i")
+    layer_embedding: bool = Field(True, description="one decoder for layers of equal shape plus a layer embedding")
+    alpha: float = Field(1.0, ge=0, description="weight of the supervised prompt term")
+    generator_training: Literal["full", "lora"] = Field("lora", description="train G's layers, or LoRA on them")
+    generator_rank: Positive = 16
+    rollouts: Positive = Field(4, description="prompts sampled per train example at each refresh")
+    rollout_temperature: Annotated[float, Field(gt=0)] = 1.0
+    rollout_examples: Positive = Field(256, description="train examples rolled out at each refresh")
+    sync_every: Positive = Field(50, description="steps between copies of phi_p into its frozen copy, and rollouts")
+    warmup_epochs: Count = Field(1, description="supervised warm-up of both branches")
+    source: Literal["gold", "self", "both"] = Field("gold", description="completions of D1")
+    epochs: Count = 3
+    learning_rate: Rate = 3e-4
+    batch_size: Positive = 8
+    micro_batch_size: Positive = 8
+    warmup: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_prompt_tokens: Positive = Field(128, description="longest generated prompt")
+    checkpoint_every: Positive = 50
+
+
+class RunConfig(Section):
+    """One run: one strategy, one model, one task, one seed."""
+
+    strategy: str
+    model: str
+    task: str
+    generator: str | None = Field(None, description="MetaTuner's G; empty: the model itself")
+    engine: str = "auto"
+    data: str | None = Field(None, description="folder of the benchmark's rows; empty: the hub, or generated rows")
+    seed: Count = 0
+    limit_train: Positive | None = None
+    limit_val: Positive | None = None
+    limit_test: Positive | None = None
+    val_size: Positive = Field(500, description="examples carved from train when there is no val file (ours)")
+    seed_instruction: str | None = Field(None, description="the starting instruction; empty: the task's own")
+    decoding: DecodingConfig = DecodingConfig()
+    runner: EngineConfig = EngineConfig()
+    budget: BudgetConfig = BudgetConfig()
+    prompt: PromptConfig = PromptConfig()
+    weights: WeightsConfig = WeightsConfig()
+    sequential: SequentialConfig = SequentialConfig()
+    joint: JointConfig = JointConfig()
+
+    @property
+    def digest(self) -> str:
+        """Content address of the whole resolved config; two runs with one digest are the same run."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def run_name(self) -> str:
+        model = Path(self.model).name
+        return f"{self.task}_{self.strategy}_{model}_s{self.seed}_{self.digest[:8]}"
+
+
+# What a 1M-parameter model needs to learn at all: the papers' rates and ranks are for billions of parameters.
+# The LoRA values are those of the calibration in docs/tiny-model.md; none was chosen by comparing strategies.
+TINY: dict[str, Any] = {
+    "prompt": {"proposer": "edits"},
+    "weights": {"rank": 8, "alpha": 16.0, "target_modules": "all-linear", "learning_rate": 2e-3, "epochs": 3},
+    "joint": {"target_modules": "all-linear", "learning_rate": 1e-3},
+}
+PROFILES: dict[str, dict[str, Any]] = {"tiny": TINY, "tiny-4m": TINY}
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, section by section."""
+    out = dict(base)
+    for key, value in over.items():
+        below = out.get(key)
+        out[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises UsageError when the file is missing or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no config file {str(path)!r}. Give the path of a TOML file.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}.") from None
+
+
+def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["joint.rank=4"]` -> {"joint": {"rank": 4}}. Values are read as TOML, else taken as a string."""
+    out: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {assignment!r} is not of the form key=value, for example --set joint.rank=4.")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        out = merged(out, value)
+    return out
+
+
+def resolve(*layers: Mapping[str, Any]) -> RunConfig:
+    """Layers, later ones winning, to a frozen config. Raises UsageError for unknown keys and values out of bounds."""
+    given: dict[str, Any] = {}
+    for layer in layers:
+        given = merged(given, layer)
+    profile = PROFILES.get(str(given.get("model")), {})
+    try:
+        return RunConfig.model_validate(merged(profile, given))
+    except ValidationError as error:
+        raise UsageError(" ".join(_readable(e) for e in error.errors())) from None
+
+
+def _readable(error: Any) -> str:
+    where = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"There is no setting {where!r}{nearest(str(where), settings())}"
+    if error["type"] == "missing":
+        return f"{where!r} is not set. Give --{where} or set it in the config file."
+    return f"{where} = {error['input']!r} is not valid: {error['msg']}."
+
+
+def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of a config."""
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += settings(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved JSON that a run folder keeps."""
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"

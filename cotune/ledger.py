@@ -1,0 +1,86 @@
+"""What a run has spent, tuning apart from measuring, and the budget that tuning may not exceed.
+
+One unit for every strategy: tokens (prompt + generated + trained) or FLOPs, by one formula. Knows nothing of
+engines or strategies; whoever spends, books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+
+from cotune.errors import BudgetExhausted
+
+
+def forward_flops(parameters: int, tokens: int) -> float:
+    """2 N per token: one multiply and one add per weight (Kaplan et al. 2020, without the attention term)."""
+    return 2.0 * parameters * tokens
+
+
+def training_flops(frozen: int, trained: int, tokens: int) -> float:
+    """Forward 2 N, gradient to the activations 2 N, and 2 more for each weight that is itself trained.
+
+    With everything trained this is the usual 6 N per token; with LoRA about 4 N, because frozen weights get
+    no gradient of their own.
+    """
+    return (4.0 * frozen + 6.0 * trained) * tokens
+
+
+@dataclass
+class Spent:
+    """Running totals. `seconds` is wall time of the work itself; replayed work counts what it took first."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    trained_tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.generated_tokens + self.trained_tokens
+
+    def add(self, other: Spent) -> None:
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+class Ledger:
+    """Books spending. `tokens` and `flops` limit the tuning account; None is no limit."""
+
+    def __init__(self, tokens: int | None = None, flops: float | None = None) -> None:
+        self.tuning = Spent()
+        self.measuring_account = Spent()
+        self._limit_tokens = tokens
+        self._limit_flops = flops
+        self._account = self.tuning
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Book what happens inside on the measuring account, which has no limit."""
+        before, self._account = self._account, self.measuring_account
+        try:
+            yield
+        finally:
+            self._account = before
+
+    def allow(self, tokens: int, flops: float) -> None:
+        """Ask before working. Raises BudgetExhausted if this much more tuning could exceed the budget."""
+        if self._account is not self.tuning:
+            return
+        if self._limit_tokens is not None and self.tuning.tokens + tokens > self._limit_tokens:
+            raise BudgetExhausted(f"The budget of {self._limit_tokens:,} tuning tokens is used up.")
+        if self._limit_flops is not None and self.tuning.flops + flops > self._limit_flops:
+            raise BudgetExhausted(f"The budget of {self._limit_flops:.3g} tuning FLOPs is used up.")
+
+    def book(self, spent: Spent) -> None:
+        self._account.add(spent)
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Both accounts as plain numbers, with their token totals."""
+        return {
+            name: asdict(account) | {"tokens": account.tokens}
+            for name, account in (("tuning", self.tuning), ("measuring", self.measuring_account))
+        }

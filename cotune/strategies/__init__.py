@@ -1,0 +1,32 @@
+"""The tables of strategies and of what they leave behind, imported on demand."""
+
+import json
+from pathlib import Path
+
+from cotune.errors import UsageError
+from cotune.models.base import BaseModel
+from cotune.plugins import resolve
+from cotune.values import Tuned
+
+STRATEGIES = {
+    "zero-shot": "cotune.strategies.zero_shot:ZeroShot",
+    "prompt-only": "cotune.strategies.prompt_only:PromptOnly",
+    "lora-only": "cotune.strategies.lora_only:LoraOnly",
+    "sequential": "cotune.strategies.sequential:Sequential",
+    "joint": "cotune.strategies.joint:Joint",
+}
+
+
+def load_tuned(folder: Path, generator: BaseModel) -> Tuned:
+    """What `Tuned.save` wrote. `generator` is MetaTuner's G, unused by a fixed prompt and adapter."""
+    try:
+        content = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise UsageError(f"{folder} holds no tuned prompt or adapter ({error}). Give the folder of a finished run.") from None
+    if content["kind"] == "fixed":
+        from cotune.strategies.base import Fixed
+
+        return Fixed.load(folder, content)
+    from cotune.strategies.joint import MetaTuned
+
+    return MetaTuned.load(folder, content, generator)

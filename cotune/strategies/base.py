@@ -1,0 +1,83 @@
+"""What a strategy is: a function from one Tuned to another.
+
+`tune(start, problem, bench) -> Tuned`. `Problem` has no test split and no way to get one. Strategies import neither
+the run folder, nor the command line, nor each other (sequential gets its stages handed in).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from cotune.bench import Bench
+from cotune.config import RunConfig
+from cotune.engines.base import Sampling
+from cotune.errors import CotuneError
+from cotune.models.base import BaseModel
+from cotune.models.lora import LoraFactors
+from cotune.tasks.base import Task
+from cotune.values import Conditioning, Demonstration, Example, Prompt, Tuned
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The task's behaviour, what may be learned from, and the models. No test split.
+
+    `base` answers and stays frozen. `generator` is MetaTuner's G, and the proposer model of `model:NAME`
+    (equal to `base` when none was named). `sampling` is the decoding of every measurement.
+    """
+
+    task: Task
+    train: tuple[Example, ...]
+    val: tuple[Example, ...]
+    base: BaseModel
+    generator: BaseModel
+    sampling: Sampling
+
+
+class NoData(CotuneError):
+    """A weights stage found nothing to train on. A reported outcome of the run ("-"), not a crash (sheet 01)."""
+
+
+class Strategy(Protocol):
+    """`levers` are the ones it turns: {"prompt"}, {"weights"}, both, or none."""
+
+    levers: ClassVar[frozenset[str]]
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self: ...
+
+    def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
+        """A better `Tuned`, or `start` itself if the budget allows nothing.
+
+        Never mutates `start` nor the base model's weights. With an exhausted budget: the best fully evaluated
+        candidate. Raises NoData when a weights stage has nothing to train on.
+        """
+
+
+@dataclass(frozen=True)
+class Fixed(Tuned):
+    """One prompt and at most one static adapter for every example."""
+
+    prompt: Prompt
+    adapter: LoraFactors | None = None
+
+    def condition(self, examples: Sequence[Example], bench: Any) -> list[Conditioning]:
+        return [Conditioning(self.prompt, self.adapter)] * len(examples)
+
+    def save(self, folder: Path) -> None:
+        """`tuned.json` with the prompt, and `adapter/` in PEFT format when there is one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.adapter:
+            self.adapter.save(folder / "adapter")
+        content = {"kind": "fixed", "prompt": asdict(self.prompt), "adapter": self.adapter is not None}
+        (folder / "tuned.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, content: Mapping[str, Any]) -> Fixed:
+        demos = tuple(Demonstration(**d) for d in content["prompt"]["demonstrations"])
+        prompt = Prompt(content["prompt"]["instruction"], demos)
+        return cls(prompt, LoraFactors.load(folder / "adapter") if content["adapter"] else None)

@@ -1,0 +1,21 @@
+"""The control: the seed prompt, nothing tuned."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from cotune.bench import Bench
+from cotune.config import RunConfig
+from cotune.strategies.base import Problem
+from cotune.values import Tuned
+
+
+class ZeroShot:
+    levers: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self:
+        return cls()
+
+    def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
+        return start
