@@ -94,6 +94,24 @@ class Bench:
     def rng(self, *names: Any) -> random.Random:
         return random.Random(self.seed_for(*names))
 
+    def save_checkpoint(self, name: str, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+        """Keep tensors and JSON under a name of this stage, with what has been spent on tuning so far."""
+        full = {"meta": dict(meta), "tuning": asdict(self.ledger.tuning)}
+        self.store.save_checkpoint(f"{self.stage}/{name}", tensors, full)
+
+    def load_checkpoint(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Tensors and JSON of the last complete checkpoint, or None.
+
+        Sets the tuning account to what it was when the checkpoint was saved: everything up to that point in the
+        (deterministic) order of work is paid for, whether it was replayed or skipped.
+        """
+        found = self.store.load_checkpoint(f"{self.stage}/{name}")
+        if found is None:
+            return None
+        tensors, full = found
+        self.ledger.restore(Spent(**full["tuning"]))
+        return tensors, full["meta"]
+
     def generate(
         self,
         requests: Sequence[Request],

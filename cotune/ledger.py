@@ -78,6 +78,11 @@ class Ledger:
     def book(self, spent: Spent) -> None:
         self._account.add(spent)
 
+    def restore(self, tuning: Spent) -> None:
+        """Set the tuning account to an earlier snapshot (a resumed run)."""
+        for f in fields(tuning):
+            setattr(self.tuning, f.name, getattr(tuning, f.name))
+
     def report(self) -> dict[str, dict[str, float]]:
         """Both accounts as plain numbers, with their token totals."""
         return {
