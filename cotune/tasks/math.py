@@ -1,0 +1,39 @@
+"""MATH: competition problems in LaTeX whose answer is an expression in the last box (Hendrycks et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from cotune.tasks.base import Task, UnusableRow
+from cotune.tasks.grading import grade_math, last_boxed
+from cotune.values import Example, Grade
+
+
+class Math(Task):
+    """Rows have `problem`, `level`, `type` and `solution`; the answer is the last `\\boxed{...}` of the solution."""
+
+    name: ClassVar[str] = "math"
+    columns: ClassVar[tuple[str, ...]] = ("problem", "solution")
+    seed_instruction: ClassVar[str] = "Solve the problem. Put the final answer in \\boxed{}."
+    max_new_tokens: ClassVar[int] = 1024
+
+    def parse(self, row: Mapping[str, Any], row_id: str) -> Example:
+        problem, solution = str(row["problem"]).strip(), str(row["solution"]).strip()
+        reference = last_boxed(solution)
+        if not problem:
+            raise UnusableRow("the problem is empty")
+        if reference is None:
+            raise UnusableRow("the solution has no balanced \\boxed{...}")
+        if not reference.strip():
+            raise UnusableRow("the last \\boxed{} of the solution is empty")
+        return Example(row_id, problem, reference.strip(), rationale=solution)
+
+    def question_text(self, example: Example) -> str:
+        return example.question
+
+    def reference_completion(self, example: Example) -> str:
+        return example.rationale
+
+    def grade(self, example: Example, completion: str, truncated: bool = False) -> Grade:
+        return grade_math(example.reference, completion, truncated)
