@@ -1,0 +1,1 @@
+"""Base models, LoRA factors, the MetaTuner networks and the offline tiny model."""

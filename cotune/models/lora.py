@@ -1,0 +1,361 @@
+"""Low-rank adapters: static ones and one per row of a batch, behind one context manager.
+
+`attached` is the only place where factors meet a model; it serves inference, static and generated adapters,
+mixed batches and training alike. Knows nothing of engines, tasks or of who made the factors.
+
+Axes: B rows of a batch, T tokens, R rank, I/O features in and out of one linear layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cotune.errors import CotuneError, UsageError
+from cotune.models.base import BaseModel, hash_tensor
+from cotune.plugins import nearest
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+"""Module name -> (lora_a, lora_b): [R, I] and [O, R] shared by all rows, or [B, R, I] and [B, O, R] per row."""
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."  # what PEFT puts before the module's own name
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFactors:
+    """One adapter: y = W x + scaling * B (A x) for every named linear layer.
+
+    `factors[name]` is (lora_a [R, I], lora_b [O, R]) with one rank R throughout; names are those of
+    `model.named_modules()`. An `Adapter` in the sense of values.py; treat the tensors as frozen.
+    """
+
+    factors: Factors
+    scaling: float
+
+    def __post_init__(self) -> None:
+        if not self.factors:
+            raise CotuneError("An adapter needs factors for at least one layer; pass no adapter instead.")
+        for name, (lora_a, lora_b) in self.factors.items():
+            if lora_a.dim() != 2 or lora_b.dim() != 2 or lora_a.shape[0] != self.rank or lora_b.shape[1] != self.rank:
+                raise CotuneError(
+                    f"The factors of {name} must be [R, I] and [O, R] with R = {self.rank}; "
+                    f"they are {list(lora_a.shape)} and {list(lora_b.shape)}."
+                )
+
+    @classmethod
+    def snapshot(cls, factors: Factors, scaling: float) -> LoraFactors:
+        """A frozen copy of factors that are being trained."""
+        return cls({name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in factors.items()}, scaling)
+
+    @classmethod
+    def zero(
+        cls, model: nn.Module, target_modules: Sequence[str] | str, rank: int, scaling: float = 1.0
+    ) -> LoraFactors:
+        """The adapter that changes nothing: both factors zero."""
+        linears = target_linears(model, target_modules, rank)
+        new = {
+            n: (m.weight.new_zeros(rank, m.in_features), m.weight.new_zeros(m.out_features, rank))
+            for n, m in linears.items()
+        }
+        return cls(new, scaling)
+
+    @property
+    def rank(self) -> int:
+        return next(iter(self.factors.values()))[0].shape[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of scaling, names, shapes, dtypes and bytes."""
+        content = hashlib.sha256(repr(float(self.scaling)).encode())
+        for name in sorted(self.factors):
+            for tensor in self.factors[name]:
+                hash_tensor(content, name, tensor)
+        return content.hexdigest()[:16]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the update is zero by construction: in each layer one of the two factors is all zero."""
+        return self.scaling == 0 or not any(bool(a.any()) and bool(b.any()) for a, b in self.factors.values())
+
+    def save(self, folder: Path, base_model: str | None = None) -> None:
+        """Write PEFT's two files, which `peft.PeftModel.from_pretrained` loads unchanged.
+
+        Each file is replaced atomically, the config last: a folder with a config is complete. `base_model` is
+        the id or path PEFT records as `base_model_name_or_path`. The config names every module in full, so
+        that exactly these layers are adapted.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name, (lora_a, lora_b) in self.factors.items():
+            tensors[f"{_PREFIX}{name}.lora_A.weight"] = lora_a.detach().cpu().contiguous()
+            tensors[f"{_PREFIX}{name}.lora_B.weight"] = lora_b.detach().cpu().contiguous()
+        alpha = self.scaling * self.rank
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_model,
+            "r": self.rank,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "target_modules": sorted(self.factors),
+        }
+        partial = folder / f"{_WEIGHTS}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder / _WEIGHTS)
+        partial = folder / f"{_CONFIG}.partial"
+        partial.write_text(json.dumps(config, indent=2) + "\n")
+        partial.replace(folder / _CONFIG)
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> LoraFactors:
+        """Read a plain LoRA adapter in PEFT format, ours or anyone's.
+
+        Raises UsageError for a folder without the two files, a damaged file, or a PEFT feature that is not a
+        plain low-rank update (DoRA, rsLoRA, per-layer ranks, trained biases or whole modules).
+        """
+        try:
+            config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+            tensors = load_file(folder / _WEIGHTS, device=str(device))
+        except FileNotFoundError as error:
+            raise UsageError(f"{folder} is no PEFT adapter: it lacks {_WEIGHTS} or {_CONFIG}.") from error
+        except (SafetensorError, ValueError) as error:
+            raise UsageError(f"The adapter in {folder} is damaged ({error}); write it again.") from error
+        used = [
+            k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)
+        ]
+        if config.get("peft_type") != "LORA" or used or config.get("bias", "none") != "none":
+            raise UsageError(
+                f"The adapter in {folder} is not a plain LoRA ({', '.join(used) or config.get('peft_type')}); "
+                "cotune reads and writes plain low-rank factors only."
+            )
+        factors = {}
+        for key in tensors:
+            name, found, _ = key.removeprefix(_PREFIX).partition(".lora_A.weight")
+            if found:
+                partner = f"{_PREFIX}{name}.lora_B.weight"
+                if partner not in tensors:
+                    raise UsageError(f"The adapter in {folder} has no lora_B for {name}; write it again.")
+                factors[name] = (tensors[key], tensors[partner])
+        if 2 * len(factors) != len(tensors):
+            raise UsageError(f"The adapter in {folder} holds tensors that are not LoRA factors of linear layers.")
+        return cls(factors, config["lora_alpha"] / config["r"])
+
+
+def target_linears(
+    model: nn.Module, target_modules: Sequence[str] | str, rank: int | None = None
+) -> dict[str, nn.Linear]:
+    """The linear layers to adapt, in model order.
+
+    `target_modules` holds module names or their last parts ("q_proj"), or is "all-linear": every linear layer
+    but the output head (as in PEFT). Raises UsageError for a name that matches nothing, with the nearest ones,
+    and for a `rank` above min(in, out) of a matched layer.
+    """
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if target_modules == "all-linear":
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        found = {name: module for name, module in linears.items() if module is not head}
+    else:
+        wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+        for target in wanted:
+            if not any(_matches(name, target) for name in linears):
+                known = linears if "." in target else {name.rpartition(".")[2] for name in linears}
+                raise UsageError(f"The model has no linear layer {target!r}{nearest(target, known)}")
+        found = {name: module for name, module in linears.items() if any(_matches(name, target) for target in wanted)}
+    for name, module in found.items():
+        smallest = min(module.in_features, module.out_features)
+        if rank is not None and not 1 <= rank <= smallest:
+            raise UsageError(
+                f"Rank {rank} does not fit layer {name} ({module.in_features} -> {module.out_features}); "
+                f"choose 1 to {smallest}, or leave this layer out of target_modules."
+            )
+    return found
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def init_static(
+    model: nn.Module, target_modules: Sequence[str] | str, rank: int, generator: torch.Generator
+) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Trainable factors of a fresh adapter: name -> (lora_a [R, I], lora_b [O, R]), in model order.
+
+    As in PEFT: lora_a is uniform in +-1/sqrt(I) (Kaiming uniform with a = sqrt(5)), lora_b is zero, so the first
+    forward pass is that of the base model. Drawn on the CPU in float32 whatever the model's device and dtype:
+    the same seed gives the same factors everywhere, and small updates are not lost in bfloat16.
+    Attach them as they are: `attached(model, parameters, alpha / rank)`.
+    """
+    parameters = {}
+    for name, linear in target_linears(model, target_modules, rank).items():
+        bound = 1 / math.sqrt(linear.in_features)
+        lora_a = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
+        lora_b = torch.zeros(linear.out_features, rank)
+        device = linear.weight.device
+        parameters[name] = (nn.Parameter(lora_a.to(device)), nn.Parameter(lora_b.to(device)))
+    return parameters
+
+
+@contextmanager
+def attached(model: nn.Module, factors: Factors, scaling: float | Tensor = 1.0) -> Iterator[None]:
+    """Within this context the named layers compute y = W x + b + scaling * B (A x).
+
+    Sheet 02's batch form (MetaTuner, arXiv 2509.24245): U = X A_i^T, Y = X W^T + scaling * U B_i^T, two
+    batched products per layer; the dense update is never built. Differentiable in both factors and the input.
+
+    `factors[name]` is ([R, I], [O, R]) for all rows or ([B, R, I], [B, O, R]) per row. The model may then see
+    B rows, or B * n with each row repeated n times in a block, as `generate` with n samples does. `scaling` is
+    a number or, for per-row factors, a tensor [B]. Factors are cast to the layer's dtype and device.
+
+    A row whose factors are zero gets exactly the base model's output (y + 0, same batch). Nested contexts add
+    up. On exit, also by an exception, the layers' own forward is back. With gradient checkpointing the backward
+    pass must run inside the context, because it calls forward again.
+
+    Raises UsageError for names the model lacks or shapes that do not fit.
+    """
+    if not factors:
+        yield
+        return
+    modules = dict(model.named_modules())
+    patched = []
+    for name, (lora_a, lora_b) in factors.items():
+        linear = modules.get(name)
+        if not isinstance(linear, nn.Linear):
+            raise UsageError(
+                f"The adapter is for another model: there is no linear layer {name!r}{nearest(name, modules)}"
+            )
+        _check_shapes(name, linear, lora_a, lora_b)
+        weight = linear.weight
+        if isinstance(scaling, Tensor):
+            alpha, lora_b = 1.0, lora_b * scaling.to(lora_b).view(-1, 1, 1)
+        else:
+            alpha = float(scaling)
+        patched.append((linear, lora_a.to(weight), lora_b.to(weight), alpha))
+    with ExitStack() as restore:
+        for linear, lora_a, lora_b, alpha in patched:
+            own = linear.__dict__.get("forward")  # set when contexts are nested
+            restore.callback(_restore_forward, linear, own)
+            linear.forward = _forward(linear.forward, lora_a, lora_b, alpha)  # type: ignore[method-assign]
+        yield
+
+
+def _check_shapes(name: str, linear: nn.Linear, lora_a: Tensor, lora_b: Tensor) -> None:
+    want_a, want_b = [lora_a.shape[-2], linear.in_features], [linear.out_features, lora_a.shape[-2]]
+    rows_agree = lora_a.shape[:-2] == lora_b.shape[:-2] and lora_a.dim() in (2, 3)
+    if not rows_agree or list(lora_a.shape[-2:]) != want_a or list(lora_b.shape[-2:]) != want_b:
+        raise UsageError(
+            f"The adapter does not fit layer {name} ({linear.in_features} -> {linear.out_features}): "
+            f"lora_a is {list(lora_a.shape)}, lora_b is {list(lora_b.shape)}."
+        )
+
+
+def _restore_forward(linear: nn.Linear, own: Any) -> None:
+    if own is None:
+        del linear.forward
+    else:
+        linear.forward = own  # type: ignore[method-assign]
+
+
+def _forward(base_forward: Any, lora_a: Tensor, lora_b: Tensor, alpha: float) -> Any:
+    """The layer's forward with the low-rank term; the two products run fused with the addition."""
+    a_t, b_t = lora_a.mT, lora_b.mT
+    if lora_a.dim() == 2:
+
+        def forward(x: Tensor) -> Tensor:
+            y = base_forward(x)
+            low = x.reshape(-1, x.shape[-1]) @ a_t
+            return torch.addmm(y.view(-1, y.shape[-1]), low, b_t, alpha=alpha).view_as(y)
+
+        return forward
+
+    rows = lora_a.shape[0]
+
+    def forward_rows(x_BTI: Tensor) -> Tensor:
+        if x_BTI.dim() < 3 or x_BTI.shape[0] % rows:
+            raise CotuneError(
+                f"An adapter per row needs inputs [B, T, I] with B a multiple of {rows}, got {list(x_BTI.shape)}; "
+                "this layer flattens its batch, so leave it out of target_modules."
+            )
+        y_BTO = base_forward(x_BTI)
+        low_BTR = torch.bmm(x_BTI.reshape(rows, -1, x_BTI.shape[-1]), a_t)
+        return torch.baddbmm(y_BTO.view(rows, -1, y_BTO.shape[-1]), low_BTR, b_t, alpha=alpha).view_as(y_BTO)
+
+    return forward_rows
+
+
+def stack(adapters: Sequence[LoraFactors | None]) -> tuple[Factors, float]:
+    """(factors, scaling) for `attached`: row i under `adapters[i]`.
+
+    All rows under the same adapter (the same object, or equal factors): its own [R, I] form. All None: no factors.
+    Otherwise [B, R, I] with ranks padded by zeros, zero factors where a row's adapter is None or lacks a layer,
+    and scalings that differ folded into lora_b.
+    """
+    first = adapters[0]
+    if all(adapter is first or _equal(adapter, first) for adapter in adapters):
+        return ({}, 1.0) if first is None else (first.factors, first.scaling)
+    some = [adapter for adapter in adapters if adapter is not None]
+    scalings = {adapter.scaling for adapter in some}
+    scaling = scalings.pop() if len(scalings) == 1 else None
+    rank = max(adapter.rank for adapter in some)
+    factors = {}
+    for name in dict.fromkeys(name for adapter in some for name in adapter.factors):
+        like_a, like_b = next(adapter.factors[name] for adapter in some if name in adapter.factors)
+        lora_a_BRI = like_a.new_zeros(len(adapters), rank, like_a.shape[1])
+        lora_b_BOR = like_b.new_zeros(len(adapters), like_b.shape[0], rank)
+        for row, adapter in enumerate(adapters):
+            if adapter is not None and name in adapter.factors:
+                lora_a, lora_b = adapter.factors[name]
+                lora_a_BRI[row, : adapter.rank] = lora_a
+                lora_b_BOR[row, :, : adapter.rank] = lora_b if scaling is not None else lora_b * adapter.scaling
+        factors[name] = (lora_a_BRI, lora_b_BOR)
+    return factors, 1.0 if scaling is None else scaling
+
+
+def _equal(one: LoraFactors | None, other: LoraFactors | None) -> bool:
+    """Same content, found out without hashing: unequal factors differ in the first tensor compared."""
+    if one is None or other is None:
+        return one is other
+    return (
+        one.scaling == other.scaling
+        and one.rank == other.rank
+        and one.factors.keys() == other.factors.keys()
+        and all(torch.equal(x, y) for n in one.factors for x, y in zip(one.factors[n], other.factors[n], strict=True))
+    )
+
+
+def canary(base: BaseModel, adapter: LoraFactors, prompt_ids: Sequence[int]) -> None:
+    """Stop the run when an adapter that should change the model changes nothing.
+
+    Compares next-token log-probabilities at every position of the prompt with and without the adapter. Raises
+    CotuneError when they are identical although the factors are not zero (the layers were replaced by fused ones,
+    or the update is below the model's precision), and when the adapter makes them not a number.
+    """
+    ids = torch.tensor([list(prompt_ids)], device=base.model.device)
+    with torch.no_grad():
+        without = base.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+        with attached(base.model, adapter.factors, adapter.scaling):
+            under = base.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    if not bool(torch.isfinite(under).all()):
+        raise CotuneError(
+            f"Adapter {adapter.digest} gives log-probabilities that are not numbers; train it at a lower learning rate."
+        )
+    if torch.equal(without, under) and not adapter.is_zero:
+        raise CotuneError(
+            f"Adapter {adapter.digest} is attached but changes no log-probability of {base.name}; "
+            "its layers do not run through the attached forward, so this run would report the base model."
+        )
