@@ -1,0 +1,277 @@
+"""The composition root: the only file that knows every layer.
+
+run(config) loads data and model, lets the strategy tune on train and val, and only then loads the test split, measures
+what the strategy hands over, and writes the run folder.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cotune.bench import Bench, ignore
+from cotune.config import RunConfig
+from cotune.engines import engine as make_engine
+from cotune.engines.base import Engine, Sampling
+from cotune.errors import CotuneError
+from cotune.evaluate import evaluate
+from cotune.ledger import Ledger
+from cotune.models.base import BaseModel, load
+from cotune.models.lora import LoraFactors, canary
+from cotune.plugins import resolve
+from cotune.record import RunFolder, environment
+from cotune.strategies import STRATEGIES
+from cotune.strategies.base import Fixed, NoData, Problem, Strategy
+from cotune.tasks import task as make_task
+from cotune.tasks.base import Task
+from cotune.tasks.data import Dataset
+from cotune.tasks.data import load as load_data
+from cotune.tasks.grading import GRADER_VERSION
+from cotune.values import Conditioning, Evaluation, Event, Example, Outcome, Prompt, digest
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    folder: Path
+    summary: dict[str, Any]
+
+
+def make_strategy(config: RunConfig) -> Strategy:
+    strategy: Strategy = resolve("strategies", STRATEGIES, config.strategy).from_config(config)
+    return strategy
+
+
+def decoding(config: RunConfig, task: Task) -> Sampling:
+    """How every answer of this run is decoded."""
+    chosen = config.decoding
+    limit = chosen.max_new_tokens or task.max_new_tokens
+    return Sampling(limit, temperature=chosen.temperature, top_p=chosen.top_p, seed=config.seed)
+
+
+def dataset(config: RunConfig, task: Task) -> Dataset:
+    return load_data(
+        task,
+        config.data,
+        seed=config.seed,
+        limit_train=config.limit_train,
+        limit_val=config.limit_val,
+        limit_test=config.limit_test,
+        val_size=config.val_size,
+    )
+
+
+def seed_prompt(config: RunConfig, task: Task) -> Fixed:
+    return Fixed(Prompt(config.seed_instruction or task.seed_instruction))
+
+
+def base_model(config: RunConfig, name: str) -> BaseModel:
+    return load(name, device=config.runner.device, dtype=config.runner.dtype)
+
+
+def proposer_name(config: RunConfig) -> str | None:
+    """The model named by `prompt.proposer = "model:NAME"`."""
+    kind, _, name = config.prompt.proposer.partition(":")
+    return name if kind == "model" else None
+
+
+def engine_factory(config: RunConfig, listen: Listener) -> Callable[[BaseModel], Engine]:
+    settings = config.runner
+
+    def build(model: BaseModel) -> Engine:
+        return make_engine(
+            config.engine,
+            model,
+            batch_size=settings.batch_size,
+            max_batch_tokens=settings.max_batch_tokens,
+            threads=settings.threads,
+            warn=lambda message: listen(Event("warning", {"message": message})),
+        )
+
+    return build
+
+
+def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener = ignore) -> RunResult:
+    """Run, continue, or (when it is done already) just return the run that `config` describes.
+
+    A run that fails leaves a summary with status "failed" and the reason, and raises; one that is interrupted leaves no
+    summary. Either goes on from where it was when the same command is given again.
+    Raises CotuneError.
+    """
+    path = out / (name or config.run_name)
+    with RunFolder.open(path, config) as folder:
+        if (summary := folder.summary) is not None:
+            return RunResult(path, summary)
+
+        def record(event: Event) -> None:
+            folder.event(event)
+            listen(event)
+
+        started = _now()
+        facts = {
+            "run": path.name,
+            "strategy": config.strategy,
+            "model": config.model,
+            "task": config.task,
+            "seed": config.seed,
+            "started": started,
+        }
+        try:
+            summary = _run(config, folder, record)
+        except NoData as error:
+            summary = {"status": "no-data", "reason": str(error)}
+        except Exception as error:
+            reason = str(error) if isinstance(error, CotuneError) else f"{type(error).__name__}: {error}"
+            folder.finish({"status": "failed", **facts, "reason": reason, "finished": _now()})
+            raise
+        summary = {"status": summary.pop("status"), **facts, **summary, "finished": _now()}
+        folder.finish(summary)
+        return RunResult(path, summary)
+
+
+def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, Any]:
+    task = make_task(config.task)
+    strategy = make_strategy(config)
+    data = dataset(config, task)
+    sampling = decoding(config, task)
+    folder.write_json("environment.json", environment())
+    model = base_model(config, config.model)
+    other = config.generator or proposer_name(config)
+    generator = base_model(config, other) if other and other != config.model else model
+    build = engine_factory(config, listen)
+    ledger = Ledger(config.budget.tokens, config.budget.flops)
+    bench = Bench(model, build(model), build, ledger, folder, config.seed, listen)
+    bench.emit("start", strategy=config.strategy, train=len(data.train), val=len(data.val), model_digest=model.digest)
+
+    start = seed_prompt(config, task)
+    began = time.perf_counter()
+    tuned = strategy.tune(start, Problem(task, data.train, data.val, model, generator, sampling), bench.at("tune"))
+    folder.keep_tuned(tuned.save)
+
+    test = data.test()
+    folder.write_json("data.json", data.record(test))
+    with ledger.measuring():
+        measure = bench.at("test")
+        ours = tuned.condition(test, measure)
+        _canaries(model, task, test, ours, measure)
+        evaluation = evaluate(task, test, ours, sampling, measure, label="test")
+        folder.write_rows("predictions.jsonl", prediction_rows(evaluation))
+        cells = None
+        if strategy.levers == {"prompt", "weights"}:
+            cells = _cells(task, test, start.prompt, ours, evaluation, sampling, measure, folder)
+    outcomes = Counter(g.outcome for g in evaluation.grades)
+    return {
+        "status": "done",
+        "engine": bench.engine.name,
+        "headline": task.headline,
+        "n": len(test),
+        "score": evaluation.score,
+        "metrics": metric_means(evaluation),
+        "outcomes": {o.value: outcomes[o] for o in Outcome},
+        "cells": cells,
+        "cost": ledger.report(),
+        "wall_seconds": time.perf_counter() - began,
+        "peak_memory_bytes": peak_memory(),
+        "comparable": {
+            "task": config.task,
+            "data_digest": data.report.digest,
+            "test_ids_digest": digest([e.id for e in test]),
+            "decoding_digest": digest(asdict(sampling)),
+            "grader_version": GRADER_VERSION,
+        },
+        "notes": list(data.report.warnings),
+    }
+
+
+def _cells(
+    task: Task,
+    test: Sequence[Example],
+    seed: Prompt,
+    ours: Sequence[Conditioning],
+    both: Evaluation,
+    sampling: Sampling,
+    bench: Bench,
+    folder: RunFolder,
+) -> dict[str, float]:
+    """The 2x2 {seed, tuned prompt} x {base, tuned weights}; three new cells into crossed.jsonl (sheet 01, ours)."""
+    crossed = {
+        "seed/base": [Conditioning(seed) for _ in ours],
+        "tuned/base": [Conditioning(c.prompt) for c in ours],
+        "seed/tuned": [Conditioning(seed, c.adapter) for c in ours],
+    }
+    scores: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    for cell, conditionings in crossed.items():
+        evaluation = evaluate(task, test, conditionings, sampling, bench, label=cell)
+        scores[cell] = evaluation.score
+        rows += [{"cell": cell, **row} for row in prediction_rows(evaluation)]
+    folder.write_rows("crossed.jsonl", rows)
+    return scores | {"tuned/tuned": both.score}
+
+
+def _canaries(
+    model: BaseModel, task: Task, test: Sequence[Example], conditionings: Sequence[Conditioning], bench: Bench
+) -> None:
+    """Check up to four distinct adapters before they are measured: one that changes nothing stops the run."""
+    distinct: dict[str, tuple[LoraFactors, Example, Prompt]] = {}
+    for example, c in zip(test, conditionings, strict=True):
+        if isinstance(c.adapter, LoraFactors):
+            distinct.setdefault(c.adapter.digest, (c.adapter, example, c.prompt))
+        if len(distinct) == 4:
+            break
+    for adapter, example, prompt in distinct.values():
+        canary(model, adapter, model.encode(model.render(task.messages(prompt, example))))
+    if distinct:
+        bench.emit("canary", adapters=len(distinct))
+
+
+def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The rows of predictions.jsonl."""
+    columns = (evaluation.examples, evaluation.conditionings, evaluation.rendered, evaluation.completions)
+    return [
+        {
+            "id": example.id,
+            "prompt": digest(rendered),
+            "instruction": c.prompt.instruction,
+            "adapter": c.adapter.digest if c.adapter else None,
+            "completion": completion.text,
+            "prediction": grade.prediction,
+            "reference": example.reference,
+            **({"choices": list(example.choices)} if example.choices else {}),
+            "outcome": grade.outcome.value,
+            "score": grade.score,
+            "metrics": dict(grade.metrics),
+            "truncated": completion.truncated,
+            "prompt_tokens": completion.prompt_tokens,
+            "generated_tokens": len(completion.token_ids),
+            "note": grade.note,
+        }
+        for example, c, rendered, completion, grade in zip(*columns, evaluation.grades, strict=True)
+    ]
+
+
+def metric_means(evaluation: Evaluation) -> dict[str, float]:
+    names = sorted({name for g in evaluation.grades for name in g.metrics})
+    return {name: sum(g.metrics.get(name, 0.0) for g in evaluation.grades) / len(evaluation.grades) for name in names}
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process, or of the GPU where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
