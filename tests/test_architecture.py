@@ -1,0 +1,111 @@
+"""Who may import whom, what the names at the top are, and that importing stays light (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cotune
+
+PACKAGE = Path(cotune.__file__).parent
+
+# A room may import from rooms of lower rank, and from itself. Rooms of equal rank do not know each other.
+RANK = {
+    "errors": 0,
+    "values": 1,
+    "plugins": 1,
+    "config": 2,
+    "ledger": 2,
+    "rewrite": 2,
+    "tasks": 3,
+    "record": 3,
+    "compare": 4,
+    "models": 4,
+    "engines": 5,
+    "bench": 6,
+    "evaluate": 7,
+    "training": 8,
+    "search": 8,
+    "proposers": 9,
+    "strategies": 10,
+    "experiment": 11,
+    "finished": 12,
+    "study": 13,
+    "output": 13,
+    "show": 13,
+    "doctor": 13,
+    "progress": 13,
+    "cli": 14,
+    "__main__": 15,
+}
+COMPARE_MAY_SEE = {"errors", "values", "config", "record", "compare"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the cotune modules that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{a.name}" for a in node.names} if node.module == "cotune" else {node.module}
+    return {name for name in found if name.split(".")[0] == "cotune" and "." in name}
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own = room(path)
+    for name in imports(path):
+        other = name.split(".")[1]
+        if other != own:
+            assert RANK[other] < RANK[own], f"{path.relative_to(PACKAGE)} ({own}) imports {name}"
+        if own == "compare":
+            assert other in COMPARE_MAY_SEE, f"compare imports {name}"
+
+
+@pytest.mark.parametrize("folder", ["engines", "strategies"])
+def test_concrete_files_do_not_know_each_other(folder: str) -> None:
+    for path in (PACKAGE / folder).glob("*.py"):
+        if path.stem not in ("__init__", "base"):
+            inside = {n for n in imports(path) if n.startswith(f"cotune.{folder}.")}
+            assert inside <= {f"cotune.{folder}.base"}, f"{path.name} imports {inside}"
+
+
+def test_every_package_lists_only_lazy_names() -> None:
+    """`import cotune` alone must stay cheap: the tables name classes, they do not import them."""
+    code = "import sys, cotune, cotune.tasks, cotune.engines, cotune.config; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_public_names_are_pinned() -> None:
+    assert sorted(cotune.__all__) == [
+        "Completion",
+        "Conditioning",
+        "CotuneError",
+        "Demonstration",
+        "Evaluation",
+        "Example",
+        "Grade",
+        "Outcome",
+        "Prompt",
+        "RunConfig",
+        "Tuned",
+        "UsageError",
+        "__version__",
+        "resolve",
+    ]
+    for name in cotune.__all__:
+        assert getattr(cotune, name) is not None

@@ -1,0 +1,52 @@
+"""Accounts and limits."""
+
+from __future__ import annotations
+
+import pytest
+
+from cotune.errors import BudgetExhausted
+from cotune.ledger import Ledger, Spent, forward_flops, training_flops
+
+
+def test_flops_by_hand() -> None:
+    assert forward_flops(1_000, 10) == 2 * 1_000 * 10
+    assert training_flops(frozen=1_000, trained=0, tokens=10) == 4 * 1_000 * 10
+    # everything trained is the usual 6 N D
+    assert training_flops(frozen=0, trained=1_000, tokens=10) == 6 * 1_000 * 10
+
+
+def test_measuring_is_booked_apart_and_has_no_limit() -> None:
+    ledger = Ledger(tokens=10)
+    ledger.allow(10, 0)
+    ledger.book(Spent(calls=1, prompt_tokens=4, generated_tokens=5))
+    with pytest.raises(BudgetExhausted, match="10 tuning tokens"):
+        ledger.allow(2, 0)
+    with ledger.measuring():
+        ledger.allow(1_000, 0)
+        ledger.book(Spent(calls=7, prompt_tokens=1_000))
+    ledger.allow(1, 0)
+    ledger.book(Spent(trained_tokens=1))
+    assert ledger.report()["tuning"]["tokens"] == 10
+    assert ledger.report()["measuring"]["tokens"] == 1_000
+
+
+def test_a_flops_limit_holds_too() -> None:
+    ledger = Ledger(flops=100.0)
+    ledger.allow(10**9, 100.0)
+    with pytest.raises(BudgetExhausted, match="FLOPs"):
+        ledger.allow(0, 101.0)
+
+
+def test_zero_budget_allows_nothing() -> None:
+    with pytest.raises(BudgetExhausted):
+        Ledger(tokens=0).allow(1, 0.0)
+
+
+def test_restore_sets_the_tuning_account_alone() -> None:
+    ledger = Ledger()
+    with ledger.measuring():
+        ledger.book(Spent(calls=3))
+    ledger.book(Spent(calls=1, seconds=2.0))
+    ledger.restore(Spent(calls=9, seconds=4.0))
+    assert ledger.tuning == Spent(calls=9, seconds=4.0)
+    assert ledger.measuring_account == Spent(calls=3)
