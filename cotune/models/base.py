@@ -16,12 +16,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from cotune.errors import CotuneError, UsageError
 from cotune.ledger import forward_flops
@@ -148,6 +154,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
     Reads safetensors and JSON only; code and pickled weights that come with a model are never run.
     Raises UsageError for what cannot be loaded, with the fix.
     """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     source, revision, folder = _locate(name)
     _check_folder(name, folder)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -157,12 +164,13 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
     model = _load_model(name, folder, chosen)
     tokenizer = _load_tokenizer(name, folder)
     try:
-        model = model.to(device)
+        torch.nn.Module.to(model, device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device it lacks
         raise UsageError(
             f"{name} cannot be put on device {device!r} ({error}); choose --set model.device=cpu."
         ) from error
-    return BaseModel(name, model.eval().requires_grad_(False), tokenizer, source, revision)
+    model.train(False).requires_grad_(False)
+    return BaseModel(name, model, tokenizer, source, revision)
 
 
 def _dtype(device: str) -> torch.dtype:
@@ -245,15 +253,16 @@ def _check_folder(name: str, folder: Path) -> None:
 def _load_model(name: str, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise UsageError(f"{name} cannot be loaded as a causal language model: {_first_sentence(error)}") from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    model: PreTrainedModel = loaded[0]
+    if loaded[1]["missing_keys"]:
+        missing = sorted(loaded[1]["missing_keys"])
         raise UsageError(f"The checkpoint of {name} lacks {len(missing)} weights ({missing[0]} ...); copy it again.")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
@@ -266,7 +275,7 @@ def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
             f"{name} has no chat template, so it is a base model: take its instruction-tuned sibling, or put a "
             "chat_template.jinja beside its tokenizer."
         )
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def _first_sentence(error: Exception) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -212,7 +212,7 @@ def init_static(
 
 
 @contextmanager
-def attached(model: nn.Module, factors: Factors, scaling: float | Tensor = 1.0) -> Iterator[None]:
+def attached(model: nn.Module, factors: Factors, scaling: float | Tensor = 1.0) -> Iterator[Callable[[Tensor], None]]:
     """Within this context the named layers compute y = W x + b + scaling * B (A x).
 
     Sheet 02's batch form (MetaTuner, arXiv 2509.24245): U = X A_i^T, Y = X W^T + scaling * U B_i^T, two
@@ -222,36 +222,39 @@ def attached(model: nn.Module, factors: Factors, scaling: float | Tensor = 1.0) 
     B rows, or B * n with each row repeated n times in a block, as `generate` with n samples does. `scaling` is
     a number or, for per-row factors, a tensor [B]. Factors are cast to the layer's dtype and device.
 
+    Yields `select(rows)`: from then on row i is what was row `rows[i]` (for decoding loops that drop or repeat
+    rows; nothing happens to shared factors).
+
     A row whose factors are zero gets exactly the base model's output (y + 0, same batch). Nested contexts add
     up. On exit, also by an exception, the layers' own forward is back. With gradient checkpointing the backward
     pass must run inside the context, because it calls forward again.
 
     Raises UsageError for names the model lacks or shapes that do not fit.
     """
-    if not factors:
-        yield
-        return
-    modules = dict(model.named_modules())
-    patched = []
+    modules = dict(model.named_modules()) if factors else {}
+    terms: list[tuple[nn.Linear, _LowRank]] = []
     for name, (lora_a, lora_b) in factors.items():
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
             raise UsageError(
-                f"The adapter is for another model: there is no linear layer {name!r}{nearest(name, modules)}"
+                f"The adapter is for another model: it has no linear layer {name!r}{nearest(name, modules)}"
             )
         _check_shapes(name, linear, lora_a, lora_b)
-        weight = linear.weight
         if isinstance(scaling, Tensor):
             alpha, lora_b = 1.0, lora_b * scaling.to(lora_b).view(-1, 1, 1)
         else:
             alpha = float(scaling)
-        patched.append((linear, lora_a.to(weight), lora_b.to(weight), alpha))
+        terms.append((linear, _LowRank(lora_a.to(linear.weight).mT, lora_b.to(linear.weight).mT, alpha)))
+
+    def select(rows: Tensor) -> None:
+        for _, term in terms:
+            term.select(rows)
+
     with ExitStack() as restore:
-        for linear, lora_a, lora_b, alpha in patched:
-            own = linear.__dict__.get("forward")  # set when contexts are nested
-            restore.callback(_restore_forward, linear, own)
-            linear.forward = _forward(linear.forward, lora_a, lora_b, alpha)  # type: ignore[method-assign]
-        yield
+        for linear, term in terms:
+            restore.callback(_restore_forward, linear, linear.__dict__.get("forward"))
+            linear.forward = term.added_to(linear.forward)  # type: ignore[method-assign, assignment]
+        yield select
 
 
 def _check_shapes(name: str, linear: nn.Linear, lora_a: Tensor, lora_b: Tensor) -> None:
@@ -264,38 +267,47 @@ def _check_shapes(name: str, linear: nn.Linear, lora_a: Tensor, lora_b: Tensor) 
         )
 
 
-def _restore_forward(linear: nn.Linear, own: Any) -> None:
+def _restore_forward(linear: nn.Linear, own: Callable[[Tensor], Tensor] | None) -> None:
+    """`own` is the instance's forward set by an outer context or hook; None: the class's own."""
     if own is None:
         del linear.forward
     else:
-        linear.forward = own  # type: ignore[method-assign]
+        linear.forward = own  # type: ignore[method-assign, assignment]
 
 
-def _forward(base_forward: Any, lora_a: Tensor, lora_b: Tensor, alpha: float) -> Any:
-    """The layer's forward with the low-rank term; the two products run fused with the addition."""
-    a_t, b_t = lora_a.mT, lora_b.mT
-    if lora_a.dim() == 2:
+@dataclass
+class _LowRank:
+    """scaling * B (A x) of one layer: `a_t` [I, R] or [B, I, R], `b_t` [R, O] or [B, R, O]."""
 
-        def forward(x: Tensor) -> Tensor:
-            y = base_forward(x)
-            low = x.reshape(-1, x.shape[-1]) @ a_t
-            return torch.addmm(y.view(-1, y.shape[-1]), low, b_t, alpha=alpha).view_as(y)
+    a_t: Tensor
+    b_t: Tensor
+    alpha: float
 
-        return forward
+    def select(self, rows: Tensor) -> None:
+        if self.a_t.dim() == 3:
+            self.a_t, self.b_t = self.a_t[rows], self.b_t[rows]
 
-    rows = lora_a.shape[0]
+    def added_to(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`forward` plus this term. The second product is fused with the addition."""
 
-    def forward_rows(x_BTI: Tensor) -> Tensor:
-        if x_BTI.dim() < 3 or x_BTI.shape[0] % rows:
-            raise CotuneError(
-                f"An adapter per row needs inputs [B, T, I] with B a multiple of {rows}, got {list(x_BTI.shape)}; "
-                "this layer flattens its batch, so leave it out of target_modules."
-            )
-        y_BTO = base_forward(x_BTI)
-        low_BTR = torch.bmm(x_BTI.reshape(rows, -1, x_BTI.shape[-1]), a_t)
-        return torch.baddbmm(y_BTO.view(rows, -1, y_BTO.shape[-1]), low_BTR, b_t, alpha=alpha).view_as(y_BTO)
+        def shared(x: Tensor) -> Tensor:
+            y = forward(x)
+            low = x.reshape(-1, x.shape[-1]) @ self.a_t
+            return torch.addmm(y.view(-1, y.shape[-1]), low, self.b_t, alpha=self.alpha).view_as(y)
 
-    return forward_rows
+        def per_row(x_BTI: Tensor) -> Tensor:
+            rows = self.a_t.shape[0]
+            if x_BTI.dim() < 3 or x_BTI.shape[0] % rows:
+                raise CotuneError(
+                    f"An adapter per row needs inputs [B, T, I] with B a multiple of {rows}, got {list(x_BTI.shape)}; "
+                    "if this layer flattens its batch (experts), leave it out of target_modules."
+                )
+            y_BTO = forward(x_BTI)
+            low_BTR = torch.bmm(x_BTI.reshape(rows, -1, x_BTI.shape[-1]), self.a_t)
+            y = y_BTO.view(rows, -1, y_BTO.shape[-1])
+            return torch.baddbmm(y, low_BTR, self.b_t, alpha=self.alpha).view_as(y_BTO)
+
+        return shared if self.a_t.dim() == 2 else per_row
 
 
 def stack(adapters: Sequence[LoraFactors | None]) -> tuple[Factors, float]:
