@@ -1,0 +1,194 @@
+"""How the shipped tiny models are made: tokenizer, architecture, training. Run it with
+
+    python -m cotune.models.tiny.recipe --size tiny --out FOLDER
+
+Seeded; the same machine, library versions and thread count give the same weights. Knows the corpus as an iterator of
+chats only. What it did is written next to the weights (recipe.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from cotune.models.tiny.corpus import Chat, chats
+from cotune.models.tiny.tokenizer import CONTEXT, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings. `tokens` counts every token that is read, prompts included."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate_size: int
+    learning_rate: float
+    tokens: int
+    store: str = "float32"  # dtype of the saved weights; training is in float32
+    vocab_size: int = 1024
+    tokenizer_chats: int = 20_000
+    tokens_per_batch: int = 6144
+    max_chat_tokens: int = 640
+    warmup: float = 0.03  # share of the training
+    final_learning_rate: float = 0.05  # share of the peak
+    weight_decay: float = 0.05
+    prompt_loss: float = 0.05  # weight of the tokens outside of assistant turns
+    seed: int = 0
+
+
+RECIPES = {
+    "tiny": Recipe(128, 4, 4, 2, 384, learning_rate=3e-3, tokens=12_000_000),
+    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=1.5e-3, tokens=8_000_000, store="bfloat16"),
+}
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt_loss: float) -> tuple[list[int], list[float]]:
+    """Token ids and the loss weight of each: 1 in assistant turns and their ends, `prompt_loss` elsewhere."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for message in chat:
+        parts = [(f"<|im_start|>{message['role']}\n", False), (f"{message['content']}<|im_end|>", True), ("\n", False)]
+        for text, content in parts:
+            piece = tokenizer.encode(text, add_special_tokens=False)
+            ids += piece
+            weights += [1.0 if content and message["role"] == "assistant" else prompt_loss] * len(piece)
+    return ids, weights
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless right-padded batches (ids [B, T], loss weights [B, T]) of chats of similar length."""
+    rng = random.Random(f"batches/{recipe.seed}")
+    source = chats(recipe.seed)
+    while True:
+        encoded = [encode(tokenizer, chat, recipe.prompt_loss) for chat in islice(source, 1024)]
+        encoded = sorted((e for e in encoded if len(e[0]) <= recipe.max_chat_tokens), key=lambda e: len(e[0]))
+        groups: list[list[tuple[list[int], list[float]]]] = [[]]
+        for pair in encoded:
+            if (len(groups[-1]) + 1) * len(pair[0]) > recipe.tokens_per_batch:
+                groups.append([])
+            groups[-1].append(pair)
+        rng.shuffle(groups)
+        for group in groups:
+            longest = max(len(ids) for ids, _ in group)
+            pad = int(tokenizer.pad_token_id or 0)
+            ids = torch.tensor([i + [pad] * (longest - len(i)) for i, _ in group])
+            weights = torch.tensor([w + [0.0] * (longest - len(w)) for _, w in group])
+            yield ids, weights
+
+
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """Linear warm-up, then a cosine to a small share of the peak; `done` is the share of tokens read."""
+    if done < recipe.warmup:
+        return recipe.learning_rate * done / recipe.warmup
+    low = recipe.final_learning_rate
+    cosine = 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
+    return recipe.learning_rate * (low + (1 - low) * cosine)
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    torch.manual_seed(recipe.seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden_size,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.kv_heads,
+            intermediate_size=recipe.intermediate_size,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[Qwen2ForCausalLM, float]:
+    """The trained model and the mean assistant-token loss over the last 5% of the tokens."""
+    model = make_model(recipe, tokenizer)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    read, started = 0, time.monotonic()
+    recent: list[float] = []
+    last: list[float] = []
+    for step, (ids, weights) in enumerate(batches(tokenizer, recipe), start=1):
+        done = read / recipe.tokens
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, done)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # causal, so padding on the right needs no mask
+        losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        targets = weights[:, 1:].flatten()
+        loss = (losses * targets).sum() / targets.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append(losses.detach()[targets == 1.0].mean().item())
+        if done > 0.95:
+            last.append(recent[-1])
+        read += int((weights > 0).sum())
+        if step % 100 == 0:
+            speed = read / (time.monotonic() - started)
+            print(f"step {step} tokens {read} loss {sum(recent) / 100:.4f} {speed:.0f} tokens/s", file=sys.stderr)
+            recent = []
+    return model, sum(last) / len(last)
+
+
+def make(recipe: Recipe, out: Path) -> None:
+    """Train from nothing and write a Hugging Face model folder plus recipe.json."""
+    texts = [m["content"] for chat in islice(chats(recipe.seed + 1), recipe.tokenizer_chats) for m in chat]
+    tokenizer = train_tokenizer(texts, recipe.vocab_size)
+    started = time.monotonic()
+    model, loss = train(recipe, tokenizer)
+    seconds = time.monotonic() - started
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    model.to(getattr(torch, recipe.store)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    notes = {
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "final_loss": round(loss, 4),
+        "minutes": round(seconds / 60, 1),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    (out / "recipe.json").write_text(json.dumps(notes, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make a tiny model from nothing.")
+    parser.add_argument("--size", choices=sorted(RECIPES), default="tiny")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, help="train on fewer tokens than the recipe says (for a trial)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # small matrices: more threads are slower
+    recipe = RECIPES[given.size]
+    if given.tokens:
+        recipe = Recipe(**(asdict(recipe) | {"tokens": given.tokens}))
+    make(recipe, given.out)
+
+
+if __name__ == "__main__":
+    main()
