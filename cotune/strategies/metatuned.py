@@ -1,0 +1,178 @@
+"""What joint tuning hands over: for each example a prompt that G writes and an adapter generated from G's lower layers.
+
+Also the two generations that training itself needs (prompts sampled, adapters as they are now), so that a rollout and a
+final answer go through the same code. Knows nothing of losses or schedules.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cotune.bench import Bench
+from cotune.engines.base import Request, Sampling
+from cotune.errors import UsageError
+from cotune.ledger import Spent
+from cotune.models.base import BaseModel
+from cotune.models.lora import LoraFactors
+from cotune.models.metatuner.generator import MetaTuner
+from cotune.rewrite import rewrite_messages
+from cotune.tasks import task as make_task
+from cotune.tasks.base import Task
+from cotune.values import Completion, Conditioning, Demonstration, Example, Prompt, Tuned
+
+_WEIGHTS = "metatuner.safetensors"
+
+
+@dataclass(frozen=True)
+class MetaTuned(Tuned):
+    """`seed` is p~, `settings` are MetaTuner's keyword arguments, `shapes` its shapes, `actor` is M's weights digest."""
+
+    tuner: MetaTuner
+    task: Task
+    seed: Prompt
+    max_prompt_tokens: int
+    generator: BaseModel
+    actor: str
+    settings: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def create(
+        cls,
+        task: Task,
+        seed: Prompt,
+        max_prompt_tokens: int,
+        generator: BaseModel,
+        actor: str,
+        settings: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, int]],
+    ) -> MetaTuned:
+        """With an untrained MetaTuner."""
+        tuner = MetaTuner(generator, shapes, **settings)
+        return cls(tuner, task, seed, max_prompt_tokens, generator, actor, settings, shapes)
+
+    def condition(self, examples: Sequence[Example], bench: Bench) -> list[Conditioning]:
+        """p_i = G(p~, x_i), decoded greedily, and theta_i = F(p~, x_i) for each example.
+
+        Where G writes nothing, or does not come to an end, p~ stands in; an event counts these.
+        """
+        self._check_actor(bench)
+        prompts = self.greedy_prompts(examples, bench)
+        return [Conditioning(p, a) for p, a in zip(prompts, self.adapters(examples, bench), strict=True)]
+
+    def greedy_prompts(self, examples: Sequence[Example], bench: Bench, frozen: bool = False) -> list[Prompt]:
+        """One prompt per example from G_(phi_s, phi_p), or with `frozen` from G_(phi_s, phi_p')."""
+        rows = self.sample_prompts(examples, Sampling(self.max_prompt_tokens), bench, frozen)
+        texts = [usable(row[0]) for row in rows]
+        bench.emit(
+            "generated_prompts",
+            examples=len(examples),
+            distinct=len(set(texts)),
+            fallbacks=texts.count(None),
+            mean_tokens=sum(len(row[0].token_ids) for row in rows) / max(1, len(rows)),
+        )
+        return [self.seed if text is None else replace(self.seed, instruction=text) for text in texts]
+
+    def sample_prompts(
+        self, examples: Sequence[Example], sampling: Sampling, bench: Bench, frozen: bool = False
+    ) -> list[list[Completion]]:
+        """What G writes for each example, `sampling.n` times."""
+        with self.tuner.prompts.rewriter(frozen) as rewriter:
+            same = rewriter.base is bench.base
+            return bench.generate(
+                [Request(self.query(example), rewriter.adapter) for example in examples],
+                sampling,
+                base=rewriter.base,
+                engine=bench.engine if same else bench.make_engine(rewriter.base),
+                version=rewriter.version,
+                label="prompts",
+            )
+
+    def adapters(self, examples: Sequence[Example], bench: Bench) -> list[LoraFactors | None]:
+        """theta_i of each example under the current weights; None where the update is zero (before any training).
+
+        Books the FLOPs of the encoder's pass. Its tokens are those of the query, which prompt generation has booked.
+        """
+        queries = [self.query_ids(example) for example in examples]
+        flops = self.tuner.encoding_flops(sum(len(q) for q in queries), len(queries))
+        bench.ledger.allow(0, flops)
+        began = time.perf_counter()
+        adapters = self.tuner.generate_adapters(queries)
+        bench.ledger.book(Spent(flops=flops, seconds=time.perf_counter() - began))
+        return [None if adapter.is_zero else adapter for adapter in adapters]
+
+    def query(self, example: Example) -> str:
+        """(p~, x_i) as G reads it."""
+        return self.generator.render(rewrite_messages(self.seed.instruction, self.task.question_text(example)))
+
+    def query_ids(self, example: Example) -> list[int]:
+        return self.generator.encode(self.query(example))
+
+    def _check_actor(self, bench: Bench) -> None:
+        if bench.base.digest != self.actor:
+            raise UsageError(
+                f"These adapters were learned for another model than {bench.base.name} (weights {self.actor}, "
+                f"not {bench.base.digest}). Use the model of the run that made them."
+            )
+
+    def save(self, folder: Path) -> None:
+        """`metatuner.safetensors` with phi_s, phi_p and phi_q, and `tuned.json` with what they mean."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu().contiguous() for name, p in self.tuner.parameters.items()}, folder / _WEIGHTS)
+        content = {
+            "kind": "metatuner",
+            "task": self.task.name,
+            "seed": asdict(self.seed),
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "generator": {
+                "name": self.generator.name,
+                "source": self.generator.source,
+                "revision": self.generator.revision,
+                "digest": self.generator.digest,
+            },
+            "actor": self.actor,
+            "settings": dict(self.settings),
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+        (folder / "tuned.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, content: Mapping[str, Any], generator: BaseModel) -> MetaTuned:
+        """Raises UsageError when `generator` is not the one that was trained, or the weights file does not fit."""
+        wanted = content["generator"]
+        if generator.digest != wanted["digest"]:
+            raise UsageError(
+                f"The prompts of {folder} are written by {wanted['name']} (weights {wanted['digest']}), "
+                f"but the generator given is {generator.name} (weights {generator.digest}). Give --generator "
+                f"{wanted['name']}."
+            )
+        demonstrations = tuple(Demonstration(**d) for d in content["seed"]["demonstrations"])
+        tuned = cls.create(
+            make_task(content["task"]),
+            Prompt(content["seed"]["instruction"], demonstrations),
+            content["max_prompt_tokens"],
+            generator,
+            content["actor"],
+            content["settings"],
+            {name: (shape[0], shape[1]) for name, shape in content["shapes"].items()},
+        )
+        try:
+            tensors = load_file(folder / _WEIGHTS)
+            tuned.tuner.load(tensors)
+        except (FileNotFoundError, SafetensorError, KeyError, RuntimeError) as error:
+            raise UsageError(f"{folder / _WEIGHTS} is missing or damaged ({error}); run the tuning again.") from None
+        return tuned
+
+
+def usable(completion: Completion) -> str | None:
+    """The instruction in what G wrote; None if it is empty or was cut off."""
+    text = completion.text.strip()
+    return None if completion.truncated or not text else text
