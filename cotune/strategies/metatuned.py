@@ -33,7 +33,7 @@ _WEIGHTS = "metatuner.safetensors"
 
 @dataclass(frozen=True)
 class MetaTuned(Tuned):
-    """`seed` is p~, `settings` are MetaTuner's keyword arguments, `shapes` its shapes, `actor` is M's weights digest."""
+    """`seed` is p~, `settings` and `shapes` are what MetaTuner was made with, `actor` is the digest of M's weights."""
 
     tuner: MetaTuner
     task: Task

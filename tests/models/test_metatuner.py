@@ -1,0 +1,388 @@
+"""MetaTuner's networks against slow references, and the facts that sheet 02 says must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cotune.errors import UsageError
+from cotune.models.base import BaseModel, load, weights_digest
+from cotune.models.lora import LoraFactors, attached, target_linears
+from cotune.models.metatuner.encoder import decoder_layers, hidden_after, latent, pool, shared_depth
+from cotune.models.metatuner.generator import MetaTuner
+from cotune.models.metatuner.lora_generator import LoraGenerator, decode
+from cotune.models.metatuner.losses import JointItem, completion_nll, joint_loss
+from tests.reference import metatuner as slow
+
+SHAPES = {"layers.0.q": (6, 4), "layers.0.v": (6, 2), "layers.1.q": (6, 4), "layers.1.v": (6, 2)}
+ITEMS = [
+    JointItem((5, 6, 7, 8, 9, 10), (11, 12, 2), (20, 21, 22, 23), (30, 31, 2)),
+    JointItem((15, 16, 17), (18, 19, 20, 21, 2), (24, 25, 26, 27, 28, 29), (32, 33, 34, 35, 2)),
+    JointItem((40, 41, 42, 43), (), (44, 45), (46, 2)),
+    JointItem((50, 51), (52, 2), (53, 54, 55), (56, 57, 2)),
+]
+
+
+@pytest.fixture(scope="module")
+def base(random_model_dir: Path) -> BaseModel:
+    model = load(str(random_model_dir))
+    model.model.double()
+    return model
+
+
+def make(base: BaseModel, actor: BaseModel | None = None, **changes: Any) -> MetaTuner:
+    """A MetaTuner in which nothing is zero, so that every path carries signal."""
+    linears = target_linears((actor or base).model, changes.pop("target_modules", ["q_proj", "v_proj"]))
+    shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
+    settings: dict[str, Any] = {
+        "share": 0.5,
+        "generator_training": "lora",
+        "generator_rank": 3,
+        "rank": 2,
+        "scaling": 1.5,
+        "width": 8,
+        "pooling": "last",
+        "layer_embedding": True,
+        "seed": 1,
+    }
+    tuner = MetaTuner(base, shapes, **(settings | changes))
+    fill(tuner)
+    return tuner
+
+
+def fill(tuner: MetaTuner) -> None:
+    rng = torch.Generator().manual_seed(7)
+    for name, parameter in tuner.parameters.items():
+        if name.endswith("lora_b") or "up_b" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=rng)
+
+
+def double(tuner: MetaTuner) -> MetaTuner:
+    for parameter in tuner.parameters.values():
+        parameter.data = parameter.data.double()
+    return tuner
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Latents in float64, to compare at float64 tolerance."""
+    monkeypatch.setattr(Tensor, "float", lambda self: self)
+    yield
+
+
+def gradients(tuner: MetaTuner, loss: Tensor) -> dict[str, Tensor]:
+    for parameter in tuner.parameters.values():
+        parameter.grad = None
+    loss.backward()
+    return {n: p.grad.clone() for n, p in tuner.parameters.items() if p.grad is not None and bool(p.grad.any())}
+
+
+def parts(names: Any) -> set[str]:
+    return {name.split("/")[0] for name in names}
+
+
+# --- encoder ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "layers", "depth"),
+    [(0.25, 28, 7), (0.75, 36, 27), (0.25, 4, 1), (0.1, 4, 1), (0.99, 4, 3), (0.5, 1, 1), (0.9, 2, 1)],
+)
+def test_shared_depth_is_the_papers_and_never_everything(share: float, layers: int, depth: int) -> None:
+    assert shared_depth(share, layers) == depth
+
+
+def test_encoder_is_the_hidden_state_behind_layer_k_whatever_the_padding(base: BaseModel) -> None:
+    rows = [[5, 6, 7, 8, 9], [10, 11]]
+    ids = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    got = hidden_after(base.model, 1, ids, mask)
+    last, mean = pool(got, [5, 2], "last"), pool(got, [5, 2], "mean")
+    for i, row in enumerate(rows):
+        expected = slow.hidden(base.model, 1, row)
+        torch.testing.assert_close(last[i], expected[-1], atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(mean[i], expected.mean(0), atol=1e-10, rtol=1e-10)
+
+
+def test_encoder_runs_no_layer_above_k(base: BaseModel) -> None:
+    _, layers = decoder_layers(base.model)
+    ran: list[int] = []
+    handles = [layer.register_forward_pre_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(layers)]
+    ids = torch.tensor([[5, 6]])
+    hidden_after(base.model, 1, ids, torch.ones_like(ids))
+    assert ran == [0]
+    base.model(input_ids=ids)  # and the hook that stops is gone
+    assert ran == [0, 0, 1]
+    for handle in handles:
+        handle.remove()
+
+
+def test_latent_has_unit_length_and_survives_a_zero_state() -> None:
+    h = latent(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    torch.testing.assert_close(h, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_a_model_that_is_no_stack_is_refused() -> None:
+    with pytest.raises(UsageError, match="decoder layers"):
+        decoder_layers(torch.nn.Linear(2, 2))
+
+
+# --- parameter decoder -----------------------------------------------------------------------------------------------
+
+
+def generator(layer_embedding: bool, **changes: Any) -> LoraGenerator:
+    settings = {"latent_size": 5, "width": 3, "rank": 2} | changes
+    made = LoraGenerator(SHAPES, layer_embedding=layer_embedding, rng=torch.Generator().manual_seed(0), **settings)
+    for parameter in made.up_b.values():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    return made
+
+
+def test_decoder_is_the_papers_formula() -> None:
+    made = generator(layer_embedding=False).double()
+    h = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    factors = made(h)
+    assert list(factors) == list(SHAPES)
+    for name, (features_in, features_out) in SHAPES.items():
+        key = name.replace(".", ":")
+        for i in range(3):
+            expected_a = slow.theta(h[i], made.down_a, made.up_a[key], (2, features_in))
+            expected_b = slow.theta(h[i], made.down_b, made.up_b[key], (features_out, 2))
+            torch.testing.assert_close(factors[name][0][i], expected_a, atol=1e-12, rtol=1e-12)
+            torch.testing.assert_close(factors[name][1][i], expected_b, atol=1e-12, rtol=1e-12)
+
+
+def test_layer_embedding_is_the_formula_on_a_latent_with_the_layer_index_appended() -> None:
+    rng = torch.Generator().manual_seed(4)
+    h, down, up, embedding = (torch.randn(*s, generator=rng) for s in ((2, 5), (3, 5), (3, 8), (4, 3)))
+    got = decode(h, down, up, embedding)
+    for i in range(2):
+        for layer in range(4):
+            index = torch.eye(4)[layer]
+            expected = slow.theta(torch.cat([h[i], index]), torch.cat([down, embedding.T], 1), up, (1, 8))
+            torch.testing.assert_close(got[i, layer], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def test_parameter_counts() -> None:
+    """Sheet 02: |phi_q| = 2 m d + m r sum(in + out); with a layer embedding each kind counts once, plus 2 m a layer."""
+    d, m, r = 5, 3, 2
+    count = lambda made: sum(p.numel() for p in made.parameters())  # noqa: E731
+    assert count(generator(False)) == 2 * m * d + m * r * sum(i + o for i, o in SHAPES.values())
+    assert count(generator(True)) == 2 * m * d + m * r * ((6 + 4) + (6 + 2)) + 2 * m * len(SHAPES)
+    # The sheet's example: q and v of a 3B actor, d = 3584, r = 8, m = 128.
+    actor = {f"{i}.q": (2048, 2048) for i in range(36)} | {f"{i}.v": (2048, 256) for i in range(36)}
+    with torch.device("meta"):
+        made = LoraGenerator(actor, 3584, 128, 8, True, None)  # type: ignore[arg-type]
+    assert sum(p.numel() for p in (*made.up_a.values(), *made.up_b.values())) == 128 * 8 * 230_400 // 36
+    assert made.work == 2 * 128 * 3584 + 128 * 8 * 230_400
+
+
+def test_fresh_update_is_zero_and_lora_a_has_pefts_spread() -> None:
+    shapes = {f"layers.{i}.q": (300, 200) for i in range(8)}
+    for layer_embedding in (True, False):
+        made = LoraGenerator(shapes, 256, 512, 8, layer_embedding, torch.Generator().manual_seed(0))
+        h = latent(torch.randn(64, 256, generator=torch.Generator().manual_seed(1)))
+        factors = made(h)
+        assert not any(bool(b.any()) for _, b in factors.values())
+        spread = torch.stack([a for a, _ in factors.values()]).std().item()
+        assert spread == pytest.approx((3 * 300) ** -0.5, rel=0.1)
+
+
+def test_generator_forced_to_constants_is_the_static_adapter() -> None:
+    """W_d = 0 and embedding l = unit vector l: row l of W_u is layer l's static factors, for every query."""
+    made = generator(layer_embedding=True)
+    static = {name: (torch.randn(2, i), torch.randn(o, 2)) for name, (i, o) in SHAPES.items()}
+    for down in (made.down_a, made.down_b):
+        down.data.zero_()
+    for kind, names in made.kinds.items():
+        for place, which in ((made.embedding_a, 0), (made.embedding_b, 1)):
+            place[kind].data = torch.eye(len(names), 3)
+            up = (made.up_a, made.up_b)[which][kind]
+            up.data = torch.stack([static[n][which].flatten() for n in names] + [torch.zeros(up.shape[1])])
+    factors = made(torch.randn(4, 5))
+    for name, (lora_a, lora_b) in static.items():
+        assert torch.equal(factors[name][0], lora_a.expand(4, -1, -1))
+        assert torch.equal(factors[name][1], lora_b.expand(4, -1, -1))
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_completion_nll_is_the_mean_over_completion_tokens_of_each_row(base: BaseModel) -> None:
+    contexts, completions = [[5, 6, 7], [8]], [[9, 2], [10, 11, 12, 2]]
+    got = completion_nll(base.model, contexts, completions, 0)
+    expected = [slow.nll(base.model, c, y) for c, y in zip(contexts, completions, strict=True)]
+    assert got.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("layer_embedding", [True, False])
+def test_joint_loss_is_the_sum_of_single_examples_through_dense_weights(
+    base: BaseModel, float64: None, pooling: str, layer_embedding: bool
+) -> None:
+    tuner = double(make(base, pooling=pooling, layer_embedding=layer_embedding))
+    loss, named = joint_loss(tuner, base, ITEMS, prompt_weight=0.5)
+
+    lora = {n.rpartition(".")[0]: None for n in (tuner.prompts.shared | tuner.prompts.own)}
+    tensors = tuner.prompts.shared | tuner.prompts.own
+    generator = slow.merged(base.model, {m: (tensors[f"{m}.lora_a"], tensors[f"{m}.lora_b"]) for m in lora}, 2.0)
+    actor_loss = prompt_loss = 0.0
+    for item in ITEMS:
+        states = slow.hidden(generator, tuner.prompts.depth, item.query)
+        h = states[-1] if pooling == "last" else states.mean(0)
+        factors = {n: (a[0], b[0]) for n, (a, b) in tuner.adapters((h / h.norm())[None]).items()}
+        actor_loss += slow.nll(slow.merged(base.model, factors, 1.5), item.question, item.completion)
+        if item.target:
+            prompt_loss += slow.nll(generator, item.query, item.target)
+    assert named["actor_loss"] == pytest.approx(actor_loss, abs=1e-9)
+    assert named["prompt_loss"] == pytest.approx(prompt_loss, abs=1e-9)
+    assert float(loss.detach()) == pytest.approx(actor_loss + 0.5 * prompt_loss, abs=1e-9)
+
+
+def test_loss_and_gradient_do_not_depend_on_the_split_into_batches(base: BaseModel, float64: None) -> None:
+    tuner = double(make(base))
+    together = gradients(tuner, joint_loss(tuner, base, ITEMS, 0.5)[0])
+    apart = gradients(tuner, sum((joint_loss(tuner, base, [i], 0.5)[0] for i in ITEMS), torch.zeros(())))
+    assert together.keys() == apart.keys()
+    for name in together:
+        torch.testing.assert_close(together[name], apart[name], atol=1e-10, rtol=1e-8)
+
+
+def test_each_term_reaches_the_shared_layers_and_its_own_branch_only(base: BaseModel) -> None:
+    tuner = make(base)
+    both = gradients(tuner, joint_loss(tuner, base, ITEMS, 1.0)[0])
+    actor = gradients(tuner, joint_loss(tuner, base, ITEMS, 0.0)[0])
+    prompt = gradients(tuner, joint_loss(tuner, base, ITEMS, 1.0, actor_weight=0.0)[0])
+    assert parts(both) == {"shared", "prompt", "lora"}
+    assert parts(actor) == {"shared", "lora"}
+    assert parts(prompt) == {"shared", "prompt"}
+    for name in both:  # a zero weight is the single branch, and both branches add up
+        torch.testing.assert_close(
+            both[name], actor.get(name, 0) + prompt.get(name, torch.zeros(())), atol=1e-5, rtol=1e-4
+        )
+    assert all(not t.requires_grad and t.grad is None for t in tuner.prompts.frozen.values())
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
+def test_a_zero_output_map_is_the_actor_alone_and_gets_all_of_the_first_gradient(base: BaseModel) -> None:
+    tuner = make(base)
+    for up in tuner.adapters.up_b.values():
+        up.data.zero_()
+    loss, named = joint_loss(tuner, base, ITEMS, 0.0)
+    ids = torch.tensor([[5, 6, 7, 8]] * 4)
+    with attached(base.model, tuner.adapters(tuner.latents([i.query for i in ITEMS])), 1.5):
+        under = base.model(ids).logits
+    assert torch.equal(under, base.model(ids).logits)
+    alone = completion_nll(base.model, [i.question for i in ITEMS], [i.completion for i in ITEMS], 0)
+    assert named["actor_loss"] == pytest.approx(float(alone.sum()), abs=1e-9)
+    first = gradients(tuner, loss)
+    assert first and all(name.startswith("lora/up_b") for name in first)
+    with torch.no_grad():
+        for name, gradient in first.items():
+            tuner.parameters[name] -= 0.1 * gradient
+    second = gradients(tuner, joint_loss(tuner, base, ITEMS, 0.0)[0])
+    assert {n.split(".")[0] for n in second if n.startswith("lora/")} == {
+        f"lora/{n}_{x}" for n in ("down", "up", "embedding") for x in "ab"
+    }
+    assert "shared" in parts(second)
+
+
+def test_full_training_moves_copies_of_layers_and_splits_them_at_k(base: BaseModel) -> None:
+    before = weights_digest(base.model)
+    tuner = make(base, generator_training="full")
+    assert tuner.base is not base and tuner.base.model is not base.model
+    assert all(".layers.0." in n for n in tuner.prompts.shared)
+    assert any(".layers.1." in n for n in tuner.prompts.own) and any(
+        n.endswith("norm.weight") for n in tuner.prompts.own
+    )
+    assert not any("embed" in n or "lm_head" in n for n in tuner.prompts.shared | tuner.prompts.own)
+    both = gradients(tuner, joint_loss(tuner, base, ITEMS, 1.0)[0])
+    assert parts(both) == {"shared", "prompt", "lora"}
+    with torch.no_grad():
+        for parameter in tuner.parameters.values():
+            parameter += 0.01
+    assert weights_digest(base.model) == before
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_frozen_copy_answers_until_it_is_synchronised(base: BaseModel, training: str) -> None:
+    tuner = make(base, generator_training=training)
+    tuner.prompts.sync()
+    ids = torch.tensor([[5, 6, 7]])
+
+    def logits(frozen: bool) -> tuple[Tensor, str]:
+        with tuner.prompts.rewriter(frozen) as r, torch.no_grad():
+            identity = r.version or (r.adapter.digest if r.adapter else "")
+            with attached(
+                r.base.model, r.adapter.factors if r.adapter else {}, r.adapter.scaling if r.adapter else 1.0
+            ):
+                return r.base.model(ids).logits, identity
+
+    start, named = logits(True)
+    assert torch.equal(start, logits(False)[0]) and logits(False)[1] == named
+    with torch.no_grad():
+        for parameter in tuner.prompts.own.values():
+            parameter += 0.05
+    assert torch.equal(logits(True)[0], start) and logits(True)[1] == named
+    assert not torch.equal(logits(False)[0], start) and logits(False)[1] != named
+    tuner.prompts.sync()
+    assert torch.equal(logits(True)[0], logits(False)[0]) and logits(True)[1] == logits(False)[1]
+
+
+def test_generated_adapters_are_those_of_training_and_differ_between_queries(base: BaseModel) -> None:
+    tuner = make(base)
+    queries = [i.query for i in ITEMS]
+    adapters = tuner.generate_adapters(queries)
+    alone = [tuner.generate_adapters([q])[0] for q in queries]
+    assert all(isinstance(a, LoraFactors) and a.rank == 2 and a.scaling == 1.5 for a in adapters)
+    assert len({a.digest for a in adapters}) == len(ITEMS)
+    for one, other in zip(adapters, alone, strict=True):
+        for name in one.factors:
+            torch.testing.assert_close(one.factors[name], other.factors[name], atol=1e-6, rtol=1e-5)
+    # term 1 with these adapters, example by example, is the training loss
+    _, named = joint_loss(tuner, base, ITEMS, 1.0)
+    total = 0.0
+    for adapter, item in zip(adapters, ITEMS, strict=True):
+        with attached(base.model, adapter.factors, adapter.scaling):
+            total += slow.nll(base.model, item.question, item.completion)
+    assert named["actor_loss"] == pytest.approx(total, abs=1e-4)
+
+
+def test_generator_and_actor_may_differ_in_size_family_and_depth(base: BaseModel) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=120,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    other = BaseModel("llama", model, base.tokenizer, "nowhere", None)
+    for generator, actor in ((other, base), (base, other)):
+        tuner = make(generator, actor, target_modules="all-linear")
+        assert set(tuner.adapters(tuner.latents([[1, 2]]))) == set(target_linears(actor.model, "all-linear"))
+        assert parts(gradients(tuner, joint_loss(tuner, actor, ITEMS, 1.0)[0])) == {"shared", "prompt", "lora"}
+    assert make(other, base).prompts.depth == 2
+
+
+def test_same_seed_same_tensors_other_seed_others(base: BaseModel) -> None:
+    one, same, other = make(base), make(base), make(base, seed=2)
+    assert all(torch.equal(p, same.parameters[n]) for n, p in one.parameters.items())
+    assert any(not torch.equal(p, other.parameters[n]) for n, p in one.parameters.items())
+
+
+def test_load_restores_every_tensor_and_the_frozen_copy(base: BaseModel) -> None:
+    one, other = make(base), make(base, seed=2)
+    other.load(one.parameters)
+    assert all(torch.equal(p, other.parameters[n]) for n, p in one.parameters.items())
+    assert all(torch.equal(t, one.prompts.own[n]) for n, t in other.prompts.frozen.items())
