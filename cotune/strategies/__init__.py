@@ -1,12 +1,16 @@
 """The tables of strategies and of what they leave behind, imported on demand."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cotune.errors import UsageError
-from cotune.models.base import BaseModel
-from cotune.plugins import resolve
-from cotune.values import Tuned
+
+if TYPE_CHECKING:
+    from cotune.models.base import BaseModel
+    from cotune.values import Tuned
 
 STRATEGIES = {
     "zero-shot": "cotune.strategies.zero_shot:ZeroShot",

@@ -1,0 +1,5 @@
+"""`python -m cotune` is `cotune`."""
+
+from cotune.cli import app
+
+app()

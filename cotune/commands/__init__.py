@@ -1,0 +1,1 @@
+"""The commands of `cotune`, grouped. Each parses flags, calls one function and prints."""

@@ -1,0 +1,102 @@
+"""compare, show, list, doctor: the commands that only read. Parse flags, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cotune.commands.run import Data, Json, Out
+from cotune.output import emit, emit_json, on_terminal
+
+Format = Literal["table", "markdown", "csv", "json", "latex"]
+Kind = Literal["strategies", "tasks", "models", "engines"]
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders that hold some.")],
+    format: Annotated[Format, typer.Option(help="How to write it.")] = "table",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="STRATEGY", help="What differences are taken to. Default: zero-shot.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of stdout.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Put finished runs side by side: scores, paired differences with intervals, 2x2, cost."""
+    from cotune.compare import render, tables
+
+    groups = tables.compare(folders, baseline)
+    chosen = "json" if as_json else format
+    if chosen == "table":
+        text = render.plain(groups) if out else on_terminal(render.as_table(groups))
+    else:
+        text = {
+            "markdown": render.as_markdown,
+            "csv": render.as_csv,
+            "json": render.as_json,
+            "latex": render.as_latex,
+        }[chosen](groups)
+    if out:
+        save(out, text)
+    else:
+        emit(text)
+
+
+def save(path: Path, text: str) -> None:
+    """Replace a file as a whole. Raises UsageError when that is not possible."""
+    from cotune.errors import UsageError
+    from cotune.record import write_atomic
+
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from None
+
+
+def show(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    as_json: Json = False,
+) -> None:
+    """Show one run: settings, learning curves, the tuned prompt, ten rows."""
+    from cotune import show as telling
+
+    told = telling.story(run)
+    if as_json:
+        emit_json(told)
+    else:
+        emit(telling.text(told))
+
+
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Json = False,
+) -> None:
+    """List what there is to choose from."""
+    from cotune.catalog import listing
+
+    rows = listing(kind)
+    if as_json:
+        emit_json({kind: rows})
+        return
+    width = max(len(row["name"]) for row in rows)
+    emit("\n".join(f"{row['name']:<{width}}  {row['about']}".rstrip() for row in rows))
+
+
+def doctor(data: Data = None, out: Out = Path("results"), as_json: Json = False) -> None:
+    """Check the installation and this machine: what would fail, and the fix."""
+    from cotune import doctor as doctoring
+    from cotune.compare.escape import clean
+
+    checks = doctoring.examine(data, out)
+    result = doctoring.summary(checks)
+    if as_json:
+        emit_json(result)
+    else:
+        lines = []
+        for check in checks:
+            lines.append(f"{check.status:<4}  {check.name:<14}  {clean(check.found)}")
+            lines += [f"{'':<22}fix: {clean(check.fix)}"] if check.fix else []
+        emit("\n".join(lines))
+    if not result["ok"]:
+        raise typer.Exit(1)

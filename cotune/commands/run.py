@@ -1,0 +1,162 @@
+"""run, predict, study: the commands that start a model. Parse flags, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cotune.errors import UsageError
+from cotune.output import emit, emit_json, note
+
+if TYPE_CHECKING:
+    from cotune.config import RunConfig
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (shapes: docs/commands.md).")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example joint.rank=4; repeatable.")
+]
+Data = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Folder of benchmark rows. Default: the hub, or generated rows.")
+]
+Out = Annotated[Path, typer.Option(help="Folder that holds the run folders.")]
+Limit = typer.Option(metavar="N", min=1)
+
+
+def run(
+    strategy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="zero-shot, prompt-only, lora-only, sequential or joint.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME|HUB_ID|PATH", help="See: cotune list models.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="See: cotune list tasks.")] = None,
+    generator: Annotated[
+        str | None, typer.Option(metavar="NAME", help="MetaTuner's G. Default: the model itself.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(metavar="NAME", help="auto or transformers. Default: auto.")] = None,
+    data: Data = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Default: 0.")] = None,
+    limit_train: Annotated[int | None, Limit] = None,
+    limit_val: Annotated[int | None, Limit] = None,
+    limit_test: Annotated[int | None, Limit] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags win over it.")] = None,
+    sets: Set = None,
+    out: Out = Path("results"),
+    name: Annotated[str | None, typer.Option(help="Name of the run folder. Default: from the config.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print config, stages and cost; run nothing.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Tune and measure one strategy on one model and task.
+
+    The same command again continues an interrupted run; a finished one is only reported.
+    """
+    flags = {
+        "strategy": strategy,
+        "model": model,
+        "task": task,
+        "generator": generator,
+        "engine": engine,
+        "data": data,
+        "seed": seed,
+        "limit_train": limit_train,
+        "limit_val": limit_val,
+        "limit_test": limit_test,
+    }
+    if name is not None and (not name.strip() or Path(name).name != name):
+        raise UsageError(f"--name {name!r} is not one folder name. Use --out for the folder that holds it.")
+    resolved = configured(config, sets, flags)
+    if plan:
+        _plan(resolved, out, name, as_json)
+        return
+    from cotune import experiment
+    from cotune.progress import listener
+
+    with listener(quiet) as listen, redirect_stdout(sys.stderr):
+        result = experiment.run(resolved, out, name, listen)
+    if as_json:
+        emit_json({"folder": str(result.folder), **result.summary})
+    else:
+        from cotune.wording import run_text
+
+        emit(run_text(result.folder, result.summary))
+
+
+def configured(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> RunConfig:
+    """Defaults < model profile < file < --set < flags, with the names looked up before anything heavy is imported."""
+    from cotune.config import parse_set, read_toml, resolve
+    from cotune.catalog import check_names
+
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = resolve(read_toml(file) if file else {}, parse_set(sets or []), given)
+    check_names(config.strategy, config.task, config.engine)
+    return config
+
+
+def _plan(config: RunConfig, out: Path, name: str | None, as_json: bool) -> None:
+    from cotune import experiment
+    from cotune.wording import nested_text
+
+    with redirect_stdout(sys.stderr):
+        planned = experiment.plan(config)
+    planned = {"folder": str(out / (name or config.run_name)), **planned}
+    if as_json:
+        emit_json(planned)
+    else:
+        emit(nested_text(planned))
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    input: Annotated[Path, typer.Option(metavar="rows.jsonl", help="Rows in the task's own format.")],
+    output: Annotated[Path, typer.Option(metavar="out.jsonl", help="One JSON line per row.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Answer new rows with what a run has tuned."""
+    from cotune import finished
+    from cotune.progress import listener
+
+    with listener(quiet) as listen, redirect_stdout(sys.stderr):
+        report = finished.predict(run, input, output, listen)
+    if as_json:
+        emit_json(report)
+    else:
+        emit(f"{report['rows']} predictions are in {output}.")
+
+
+def study(
+    path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="An experiment (.toml), or a folder of them.")],
+    data: Data = None,
+    sets: Set = None,
+    out: Out = Path("results"),
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run every experiment that has no finished run, and go on after a failed one."""
+    from cotune import study as studies
+    from cotune.config import merged, parse_set
+    from cotune.wording import study_line
+
+    overrides = merged(parse_set(sets or []), {"data": data} if data else {})
+    planned = studies.experiments(path, overrides)
+    told = 0
+
+    def report(row: dict[str, Any]) -> None:
+        nonlocal told
+        told += 1
+        if not quiet or row["status"] == "failed":
+            note(f"[{told}/{len(planned)}] {study_line(row)}")
+
+    rows = studies.run_all(planned, out, jobs, report)
+    failed = sum(row["status"] == "failed" for row in rows)
+    if as_json:
+        emit_json({"runs": rows, "failed": failed})
+    else:
+        emit(f"{len(rows) - failed} of {len(rows)} runs are done, {failed} failed. Compare them: cotune compare {out}")
+    if failed:
+        raise typer.Exit(1)

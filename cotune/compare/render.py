@@ -1,0 +1,204 @@
+"""A comparison as text: terminal table, Markdown, CSV, JSON, LaTeX. The same groups always give the same bytes.
+
+CSV and JSON carry fractions and plain units, one record per row of the comparison; the others carry the same numbers
+rounded, scores in percent. Whatever came from a config, a row or a model is escaped for the format it goes into.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from cotune.compare import escape
+from cotune.compare.runs import CELLS
+from cotune.compare.stats import Estimate
+from cotune.compare.tables import Group, Row, cost, record, seeds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEGEND = (
+    "Brackets: 95% intervals over test examples (score: Wilson; Δ: paired by example, Student's t; "
+    "* when 0 is outside). Several seeds: each example's mean over them. Costs: mean per run."
+)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table of ready, unescaped cells. The first column is text, the others are aligned right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+
+
+def sheets(groups: Sequence[Group]) -> list[Sheet]:
+    """Scores and costs of each group, then its 2x2 where some strategy turned both levers."""
+    out = []
+    for group in groups:
+        title = f"{group.task} · {group.model} · {group.engine}"
+        reasons = [
+            f"{row.status}: {row.strategy}, {', '.join(run.name for run in row.runs)}: {row.reason}"
+            for row in group.rows
+            if row.status != "done"
+        ]
+        header = ("strategy", "seeds", "n", f"{group.metric} %", f"Δ {group.baseline or ''} %".replace("  ", " "))
+        costs = tuple(f"{account} {unit}" for account, unit, _ in _COSTS)
+        rows = tuple(_scores(row) for row in group.rows)
+        out.append(Sheet(title, (*header, *costs, "status"), rows, (*group.notes, *reasons)))
+        crossed = tuple(_crossed(row) for row in group.rows if row.cells)
+        if crossed:
+            header = ("2x2 (prompt/weights) %", *CELLS, "interaction")
+            out.append(Sheet(f"{title} · 2x2", header, crossed, ()))
+    return out
+
+
+def _scores(row: Row) -> tuple[str, ...]:
+    score, difference = row.score, row.difference
+    return (
+        row.strategy,
+        ",".join(str(seed) for seed in seeds(row)),
+        str(score.n) if score else "",
+        _estimate(score, ".1f") if score else "",
+        _estimate(difference, "+.1f") + ("*" if difference.excludes_zero else "") if difference else "",
+        *(show(cost(row, account, key)) for account, _, (key, show) in _COSTS),
+        "baseline" if row.is_baseline else "" if row.status == "done" else row.status,
+    )
+
+
+def _crossed(row: Row) -> tuple[str, ...]:
+    cells, interaction = row.cells or {}, row.interaction
+    mark = "*" if interaction and interaction.excludes_zero else ""
+    shown = _estimate(interaction, "+.1f") + mark if interaction else ""
+    return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), shown)
+
+
+def _estimate(value: Estimate, form: str) -> str:
+    text = format(100 * value.mean, form)
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _count(value: float | None) -> str:
+    """Three significant digits with k, M, G."""
+    if value is None:
+        return ""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def _flops(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+_COSTS: tuple[tuple[str, str, tuple[str, Callable[[float | None], str]]], ...] = tuple(
+    (account, unit, (key, show))
+    for account in ("tuning", "measuring")
+    for unit, key, show in (("tokens", "tokens", _count), ("FLOPs", "flops", _flops), ("s", "seconds", _seconds))
+)
+
+
+def as_table(groups: Sequence[Group]) -> Callable[[Console], None]:
+    """Draws on a Rich console."""
+    from rich import box
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    def draw(console: Console) -> None:
+        for sheet in sheets(groups):
+            table = Table(
+                title=Text(escape.clean(sheet.title), style="bold"),
+                title_justify="left",
+                box=box.SIMPLE_HEAD,
+                padding=(0, 1, 0, 0),
+                show_edge=False,
+            )
+            for i, name in enumerate(sheet.header):
+                table.add_column(Text(escape.clean(name)), justify="right" if i else "left")
+            for row in sheet.rows:
+                table.add_row(*(Text(escape.clean(cell)) for cell in row))
+            console.print(table)
+            for line in sheet.notes:
+                console.print(Padding(Text(escape.clean(line)), (0, 0, 0, 2)))
+            console.print()
+        console.print(Text(LEGEND, style="dim"))
+
+    return draw
+
+
+def as_markdown(groups: Sequence[Group]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(escape.markdown(escape.clean(cell)) for cell in cells) + " |\n"
+
+    out = []
+    for sheet in sheets(groups):
+        rule = "| --- |" + " ---: |" * (len(sheet.header) - 1) + "\n"
+        body = line(sheet.header) + rule + "".join(line(row) for row in sheet.rows)
+        notes = "".join(f"\n- {escape.markdown(escape.clean(text))}" for text in sheet.notes)
+        out.append(f"### {escape.markdown(escape.clean(sheet.title))}\n\n{body}{notes}{chr(10) if notes else ''}")
+    return "\n".join([*out, escape.markdown(LEGEND) + "\n"])
+
+
+def as_latex(groups: Sequence[Group]) -> str:
+    """One `table` per sheet; needs \\usepackage{booktabs}."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(escape.latex(escape.clean(cell)) for cell in cells) + r" \\" + "\n"
+
+    out = []
+    for sheet in sheets(groups):
+        notes = " ".join(escape.latex(escape.clean(text)) for text in (*sheet.notes, LEGEND))
+        out.append(
+            "\\begin{table}\n\\centering\n"
+            f"\\caption{{{escape.latex(escape.clean(sheet.title))}. {notes}}}\n"
+            f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}\n\\toprule\n{line(sheet.header)}\\midrule\n"
+            f"{''.join(line(row) for row in sheet.rows)}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+        )
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(out)
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """One line per row of the comparison; several seeds or run names in one cell are separated by spaces."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        return escape.clean(" ".join(str(v) for v in value) if isinstance(value, list) else value)
+
+    records = [record(group, row) for group in groups for row in group.rows]
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(records[0])
+    writer.writerows([cell(value) for value in r.values()] for r in records)
+    return buffer.getvalue()
+
+
+def as_json(groups: Sequence[Group]) -> str:
+    value = {
+        "groups": [
+            {
+                "task": group.task,
+                "model": group.model,
+                "engine": group.engine,
+                "metric": group.metric,
+                "baseline": group.baseline,
+                "notes": list(group.notes),
+                "rows": [record(group, row) for row in group.rows],
+            }
+            for group in groups
+        ]
+    }
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, indent=2) + "\n"

@@ -1,0 +1,122 @@
+"""Run folders read back for a comparison: finished ones with their rows, all others with the reason why not.
+
+Knows the files of record.py and nothing of statistics or tables. A folder that cannot be read becomes a run with
+status "damaged": it stays visible and takes part in no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cotune.errors import CotuneError
+from cotune.record import read_json, read_rows, run_folders
+from cotune.values import digest
+
+CELLS = ("seed/base", "tuned/base", "seed/tuned", "tuned/tuned")  # prompt / weights
+UNFINISHED = "no summary.json yet: still running, or interrupted; the same command again continues it"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """`status` is done, no-data, failed, unfinished or damaged; only a done run has `scores`.
+
+    `scores` maps example id -> score in [0, 1]; `cells` maps each cell of the 2x2 to such scores, empty without a 2x2.
+    """
+
+    name: str
+    status: str
+    reason: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    cells: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        return str(self.config.get("task", "?"))
+
+    @property
+    def model(self) -> str:
+        return str(self.config.get("model", "?"))
+
+    @property
+    def engine(self) -> str:
+        """The engine that ran, or the one asked for when the run did not get that far."""
+        return str(self.summary.get("engine") or self.config.get("engine", "?"))
+
+    @property
+    def strategy(self) -> str:
+        return str(self.config.get("strategy", "?"))
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+
+def read_all(paths: Iterable[Path]) -> list[Run]:
+    """Every run folder among `paths` and one level below, each once, sorted by name.
+
+    Raises UsageError for a path that does not exist or holds no run.
+    """
+    folders = {folder.resolve(): folder for folder in run_folders(paths)}
+    return sorted((read_run(folder) for folder in folders.values()), key=lambda r: (r.task, r.model, r.strategy, r.name))
+
+
+def read_run(folder: Path) -> Run:
+    """Never raises for what a kill or a full disk can leave behind."""
+    name = folder.resolve().name
+    config: dict[str, Any] = {}
+    try:
+        config = read_json(folder / "config.json")
+        if missing := {"strategy", "model", "task", "seed"} - config.keys():
+            raise CotuneError(f"config.json lacks {', '.join(sorted(missing))}. Run it again in another folder.")
+        if not (folder / "summary.json").exists():
+            return Run(name, "unfinished", UNFINISHED, config)
+        summary = read_json(folder / "summary.json")
+        if summary["status"] != "done":
+            return Run(name, str(summary["status"]), str(summary.get("reason") or ""), config, summary)
+        scores = _by_id(read_rows(folder / "predictions.jsonl"))
+        _check(scores, summary)
+        cells = _cells(read_rows(folder / "crossed.jsonl"), scores) if summary.get("cells") else {}
+        return Run(name, "done", "", config, summary, scores, cells)
+    except CotuneError as error:
+        return Run(name, "damaged", str(error), config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        config = config if isinstance(config, dict) else {}
+        return Run(name, "damaged", f"{type(error).__name__}: {error}".splitlines()[0], config)
+
+
+def _by_id(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for row in rows:
+        if row["id"] in scores:
+            raise CotuneError(f"Example {row['id']!r} occurs twice in the rows. Run it again in another folder.")
+        scores[str(row["id"])] = float(row["score"])
+    return scores
+
+
+def _check(scores: Mapping[str, float], summary: Mapping[str, Any]) -> None:
+    """The rows must say what the summary says: n, and correct + wrong + truncated + errored = n, and the mean."""
+    n = summary["n"]
+    if not scores or len(scores) != n or sum(summary["outcomes"].values()) != n:
+        raise CotuneError(
+            f"predictions.jsonl has {len(scores)} rows but the summary says n = {n} with outcomes "
+            f"{dict(summary['outcomes'])}. Run it again in another folder."
+        )
+    if digest(list(scores)) != summary["comparable"]["test_ids_digest"]:
+        raise CotuneError("predictions.jsonl holds other examples than the summary. Run it again in another folder.")
+    if abs(sum(scores.values()) / n - summary["score"]) > 1e-9:
+        raise CotuneError("predictions.jsonl and summary.json disagree on the score. Grade again: cotune regrade RUN.")
+
+
+def _cells(rows: Iterable[Mapping[str, Any]], ours: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Scores by id of all four cells. Raises CotuneError when a cell does not have every example."""
+    rows = list(rows)
+    cells = {cell: _by_id(row for row in rows if row["cell"] == cell) for cell in CELLS[:3]}
+    for cell, scores in cells.items():
+        if scores.keys() != ours.keys():
+            raise CotuneError(f"crossed.jsonl lacks rows of the cell {cell}. Run it again in another folder.")
+    return {**cells, CELLS[3]: dict(ours)}

@@ -1,0 +1,111 @@
+"""What a run is doing, on stderr: a live bar on a terminal, plain lines with no control codes elsewhere.
+
+A listener of Events. It never touches stdout, and never the run: a closed stderr is not the run's problem.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cotune.compare.escape import short
+from cotune.values import Event
+
+Listener = Callable[[Event], None]
+
+SECONDS_BETWEEN_LINES = 10.0
+_FREQUENT = ("progress", "step")  # these come many times a second; the others are worth a line each
+_LINE = 160
+
+
+@contextmanager
+def listener(quiet: bool = False, prefix: str = "") -> Iterator[Listener]:
+    """The right listener for this stderr. `quiet` keeps only warnings. `prefix` starts every plain line."""
+    if quiet:
+        yield _only_warnings(prefix)
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _live() as listen:
+            yield listen
+    else:
+        yield _plain(prefix)
+
+
+def describe(event: Event) -> str:
+    """One clean line for any event: its stage, its kind and its plain values."""
+    data: Mapping[str, Any] = event.data
+    shown = {k: v for k, v in data.items() if k not in ("stage", "label", "done", "of", "message", "tuning_tokens")}
+    parts = [str(data.get("stage") or ""), str(data.get("label") or event.kind)]
+    if "done" in data:
+        parts.append(f"{data['done']}/{data.get('of', '?')}")
+    if "message" in data:
+        parts.append(str(data["message"]))
+    parts += [f"{key} {_value(value)}" for key, value in shown.items()]
+    return short("  ".join(part for part in parts if part), _LINE)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (BrokenPipeError, ValueError):  # nobody listens any more
+        return
+
+
+def _only_warnings(prefix: str) -> Listener:
+    def listen(event: Event) -> None:
+        if event.kind == "warning":
+            _write(prefix + describe(event))
+
+    return listen
+
+
+def _plain(prefix: str, clock: Callable[[], float] = time.monotonic) -> Listener:
+    last = -SECONDS_BETWEEN_LINES
+
+    def listen(event: Event) -> None:
+        nonlocal last
+        finished = event.kind == "progress" and event.data.get("done") == event.data.get("of")
+        if event.kind in _FREQUENT and not finished and clock() - last < SECONDS_BETWEEN_LINES:
+            return
+        if event.kind in _FREQUENT:
+            last = clock()
+        _write(prefix + describe(event))
+
+    return listen
+
+
+@contextmanager
+def _live() -> Iterator[Listener]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, emoji=False)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        work = bar.add_task("starting", total=None)
+
+        def listen(event: Event) -> None:
+            data = event.data
+            if event.kind == "progress":
+                what = short(" ".join(filter(None, (data.get("stage"), data.get("label")))), 40)
+                bar.update(work, description=what, completed=data["done"], total=data["of"])
+            elif event.kind == "step":
+                bar.update(work, description=short(describe(event), 60))
+            else:
+                bar.console.print(Text(describe(event)))
+
+        yield listen

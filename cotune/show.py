@@ -1,0 +1,139 @@
+"""One run folder, told to a person: config, learning curves, the tuned prompt, some rows. Works for any status.
+
+Reads the folder and nothing else; no model, no torch. A file that is damaged is said to be, and the rest is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cotune.compare.escape import clean, short
+from cotune.compare.runs import read_run
+from cotune.config import resolve
+from cotune.errors import CotuneError, UsageError
+from cotune.record import read_json, read_rows, run_folders
+from cotune.wording import summary_lines
+
+EXAMPLES = 10
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 60
+# The curves: event kind -> the number in it. One curve per stage.
+_CURVES = {"step": ("loss",), "candidate": ("score", "val_score"), "round": ("score", "best"), "val": ("score",)}
+
+
+def story(path: Path) -> dict[str, Any]:
+    """Everything `show` prints, as JSON. Raises UsageError when `path` is no run folder."""
+    folder = run_folders([path])
+    if len(folder) > 1 or not (path / "config.json").exists():
+        names = ", ".join(f.name for f in folder[:3])
+        raise UsageError(f"{path} holds {len(folder)} runs. Give one of them, for example {names}.")
+    run = read_run(path)
+    problems: list[str] = []
+    events = _read(lambda: read_rows(path / "events.jsonl"), problems, [])
+    rows = _read(lambda: read_rows(path / "predictions.jsonl"), problems, [])
+    tuned_file = path / "tuned" / "tuned.json"
+    tuned = _read(lambda: read_json(tuned_file) if tuned_file.exists() else None, problems, None)
+    return {
+        "run": run.name,
+        "status": run.status,
+        "reason": run.reason or None,
+        "config": dict(run.config),
+        "changed": changed(run.config),
+        "summary": dict(run.summary) or None,
+        "curves": curves(events),
+        "events": len(events),
+        "tuned": tuned,
+        "examples": rows[:EXAMPLES],
+        "problems": problems,
+    }
+
+
+def _read(read: Any, problems: list[str], otherwise: Any) -> Any:
+    try:
+        return read()
+    except CotuneError as error:
+        problems.append(str(error))
+        return otherwise
+
+
+def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted setting -> value, where it differs from the default for this model."""
+    names = {key: config.get(key) for key in ("strategy", "model", "task")}
+    if not all(isinstance(name, str) for name in names.values()):
+        return {}
+    default = resolve(names).model_dump(mode="json")
+    return names | dict(_differences(config, default))
+
+
+def _differences(config: Mapping[str, Any], default: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    default = default if isinstance(default, Mapping) else {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _differences(value, default.get(key), f"{prefix}{key}.")
+        elif value != default.get(key):
+            yield prefix + key, value
+
+
+def curves(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One learning curve per stage and kind of event, values in order of time."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for event in events:
+        kind = str(event.get("kind"))
+        for key in _CURVES.get(kind, ()):
+            value = event.get(key)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found.setdefault((str(event.get("stage", "")), kind, key), []).append(float(value))
+    return [{"stage": stage, "kind": kind, "key": key, "values": v} for (stage, kind, key), v in found.items()]
+
+
+def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
+    """At most `width` bars from lowest to highest; longer curves are averaged in equal pieces, flat ones are low."""
+    if len(values) > width:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, span = min(values), max(values) - min(values)
+    return "".join(_BARS[int((v - low) / span * (len(_BARS) - 1) + 0.5) if span else 0] for v in values)
+
+
+def text(told: Mapping[str, Any]) -> str:
+    """The story for a terminal, every foreign character made harmless."""
+    lines = [f"{told['run']}: {told['status']}" + (f" ({told['reason']})" if told["reason"] else "")]
+    lines += summary_lines(told["summary"]) if told["status"] == "done" else []
+    lines += ["", "settings that differ from the defaults"]
+    lines += [f"  {key} = {value}" for key, value in told["changed"].items()]
+    if told["curves"]:
+        lines += ["", "learning curves"]
+    for curve in told["curves"]:
+        values = curve["values"]
+        name = " ".join(filter(None, (curve["stage"], curve["kind"], curve["key"])))
+        ends = f"{values[0]:.4g} -> {values[-1]:.4g}, {len(values)} values"
+        lines.append(f"  {name:<28} {sparkline(values)}  {ends}")
+    lines += ["", *_tuned(told["tuned"])]
+    if told["examples"]:
+        lines += ["", f"first {len(told['examples'])} test rows"]
+    for row in told["examples"]:
+        lines.append(f"  {row.get('outcome', '?'):<9} {short(row.get('id'), 24)}")
+        lines.append(f"    reference   {short(row.get('reference'), 100)}")
+        lines.append(f"    prediction  {short('' if row.get('prediction') is None else row['prediction'], 100)}")
+        lines.append(f"    completion  {short(row.get('completion'), 100)}")
+        if not told["tuned"] or told["tuned"].get("kind") != "fixed":
+            lines.append(f"    prompt      {short(row.get('instruction'), 100)}")
+        if row.get("note"):
+            lines.append(f"    note        {short(row['note'], 100)}")
+    lines += ["", *(f"problem: {p}" for p in told["problems"])] if told["problems"] else []
+    return "\n".join(clean(line) for line in lines) + "\n"
+
+
+def _tuned(tuned: Mapping[str, Any] | None) -> list[str]:
+    if not tuned:
+        return ["nothing tuned was saved"]
+    prompt = tuned.get("prompt")
+    if not isinstance(prompt, Mapping):
+        return [f"tuned: {tuned.get('kind')}, a prompt and an adapter generated for each example"]
+    lines = ["tuned prompt" + (" (with an adapter)" if tuned.get("adapter") else "")]
+    lines += [f"  {line}" for line in str(prompt.get("instruction", "")).split("\n")]
+    for demo in prompt.get("demonstrations") or ():
+        lines += [f"  demonstration: {short(demo.get('question'), 100)}", f"    -> {short(demo.get('answer'), 100)}"]
+    return lines

@@ -1,0 +1,169 @@
+"""Many runs from experiment files: each in a worker process, so that one that dies takes no other with it.
+
+An experiment file is a run config in TOML that says only what differs from the defaults. `strategy`, `model`,
+`generator`, `task` and `seed` may be lists; the file then stands for every combination. A run that is finished is not
+run again; one that was interrupted continues. Knows nothing of terminals: `report` is told about every run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cotune.config import RunConfig, merged, read_toml, resolve
+from cotune.errors import CotuneError, UsageError
+from cotune.record import FINAL, read_json
+
+LISTED = ("task", "model", "generator", "strategy", "seed")  # outermost first
+DIED = "the process died (out of memory, or a crash in native code); run it alone with `cotune run` to see more"
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """One run to be made, or (config None) an experiment file that cannot be used and why."""
+
+    source: str
+    config: RunConfig | None
+    reason: str = ""
+
+
+def experiments(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
+    """What a file, or the `.toml` files of a folder by name, stand for; each run once.
+
+    Raises UsageError when there is no experiment file. A file that is wrong becomes an experiment without config.
+    """
+    files = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise UsageError(f"There is no experiment (.toml) at {str(path)!r}. Give a file or a folder that holds some.")
+    found: dict[str, Experiment] = {}
+    for file in files:
+        try:
+            for layer in combinations(merged(read_toml(file), overrides)):
+                config = resolve(layer)
+                found.setdefault(config.run_name, Experiment(file.name, config))
+        except UsageError as error:
+            found[str(file)] = Experiment(file.name, None, str(error))
+    return list(found.values())
+
+
+def combinations(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`{"seed": [0, 1], "task": "math"}` -> one mapping per combination of the listed keys."""
+    keys = [key for key in LISTED if isinstance(layer.get(key), list)]
+    return [dict(layer) | dict(zip(keys, values, strict=True)) for values in itertools.product(*(layer[k] for k in keys))]
+
+
+def finished(experiment: Experiment, out: Path) -> dict[str, Any] | None:
+    """The row of a run that needs no more work."""
+    if experiment.config is None:
+        return None
+    path = out / experiment.config.run_name / "summary.json"
+    try:
+        summary = read_json(path)
+    except UsageError:
+        return None
+    return _row(experiment, summary, 0.0, skipped=True) if summary.get("status") in FINAL else None
+
+
+def run_all(
+    planned: Sequence[Experiment], out: Path, jobs: int, report: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
+    """Run what is not finished, `jobs` at a time; one row per experiment, in the order of `planned`.
+
+    A failed run is a row with status "failed" and its reason. Never raises for a run; KeyboardInterrupt ends the
+    workers and is passed on (each run continues when it is started again).
+    """
+    rows: dict[Experiment, dict[str, Any]] = {}
+
+    def tell(experiment: Experiment, row: dict[str, Any]) -> None:
+        rows[experiment] = row
+        report(row)
+
+    todo = []
+    for experiment in planned:
+        if experiment.config is None:
+            tell(experiment, _row(experiment, {"status": "failed", "reason": experiment.reason}))
+        elif row := finished(experiment, out):
+            tell(experiment, row)
+        else:
+            todo.append(experiment)
+    for experiment in _in_workers(todo, out, jobs, tell):
+        # A worker died and its pool with it. Which run killed it is not known, so each gets a process of its own.
+        if _in_workers([experiment], out, 1, tell):
+            tell(experiment, _row(experiment, {"status": "failed", "reason": DIED}))
+    return [rows[experiment] for experiment in planned]
+
+
+def _in_workers(
+    todo: Sequence[Experiment], out: Path, jobs: int, tell: Callable[[Experiment, dict[str, Any]], None]
+) -> list[Experiment]:
+    """Run in worker processes; returns those that have no result because a worker died."""
+    if not todo:
+        return []
+    lost = []
+    context = multiprocessing.get_context("spawn")  # torch does not survive a fork
+    with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_begin_worker) as pool:
+        try:
+            futures: dict[Future[dict[str, Any]], Experiment] = {pool.submit(_work, e, out): e for e in todo}
+            for future in as_completed(futures):
+                try:
+                    tell(futures[future], future.result())
+                except BrokenProcessPool:
+                    lost.append(futures[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return lost
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # die at once and silently: a run survives that
+    os.dup2(2, 1)  # results are printed by the parent alone
+
+
+def _work(experiment: Experiment, out: Path) -> dict[str, Any]:
+    from cotune import experiment as composition
+    from cotune.progress import listener
+
+    assert experiment.config is not None
+    began = time.monotonic()
+    try:
+        with listener(quiet=True, prefix=f"{experiment.config.run_name}: ") as listen:
+            summary = composition.run(experiment.config, out, None, listen).summary
+    except Exception as error:
+        reason = str(error) if isinstance(error, CotuneError) else f"{type(error).__name__}: {error}"
+        summary = {"status": "failed", "reason": reason}
+    sys.stdout.flush()
+    return _row(experiment, summary, time.monotonic() - began)
+
+
+def _row(
+    experiment: Experiment, summary: Mapping[str, Any], seconds: float = 0.0, skipped: bool = False
+) -> dict[str, Any]:
+    config = experiment.config
+    return {
+        "experiment": experiment.source,
+        "run": config.run_name if config else None,
+        "task": config.task if config else None,
+        "model": config.model if config else None,
+        "strategy": config.strategy if config else None,
+        "seed": config.seed if config else None,
+        "status": summary["status"],
+        "skipped": skipped,
+        "metric": summary.get("headline"),
+        "score": summary.get("score"),
+        "n": summary.get("n"),
+        "seconds": round(seconds, 1),
+        "reason": summary.get("reason") or None,
+    }

@@ -1,0 +1,87 @@
+"""What commands print for a person, from the values that --json prints as they are. Every line is made harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cotune.compare.escape import clean
+from cotune.compare.stats import wilson
+
+
+def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
+    """A run that has ended without an error."""
+    lines = [f"{summary['strategy']} on {summary['task']} with {summary['model']}, seed {summary['seed']}: {summary['status']}"]
+    if summary["status"] == "done":
+        lines += summary_lines(summary)
+    else:
+        lines.append(f"  {summary.get('reason')}")
+    lines += [f"  folder {folder}", f"  more: cotune show {folder}"]
+    return _lines(lines)
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Score with its interval, outcomes, 2x2 and cost of one done run, in a few lines."""
+    n, score = summary["n"], summary["score"]
+    low, high = wilson(score, n)
+    counted = ", ".join(f"{count} {name}" for name, count in summary["outcomes"].items() if count)
+    lines = [
+        f"  {summary['headline']} {100 * score:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f}, n = {n}): {counted}"
+    ]
+    others = {k: v for k, v in summary["metrics"].items() if k != summary["headline"]}
+    if others:
+        lines.append("  also " + ", ".join(f"{name} {100 * value:.1f}%" for name, value in others.items()))
+    if summary.get("cells"):
+        cells = ", ".join(f"{cell} {100 * value:.1f}%" for cell, value in summary["cells"].items())
+        lines.append(f"  2x2 (prompt/weights) {cells}")
+    for account, spent in summary["cost"].items():
+        lines.append(
+            f"  {account}: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, {spent['seconds']:.1f} s"
+        )
+    lines += [f"  note: {note}" for note in summary.get("notes") or ()]
+    return lines
+
+
+def study_line(row: Mapping[str, Any]) -> str:
+    """One run of a study."""
+    what = f"{row['task']} {row['strategy']} {row['model']} seed {row['seed']}" if row["run"] else row["experiment"]
+    line = f"{row['status']:<7} {what}"
+    if row["score"] is not None:
+        line += f": {row['metric']} {100 * row['score']:.1f}%"
+    if row["reason"]:
+        line += f": {row['reason']}"
+    return line + (" (was finished before)" if row["skipped"] else f" ({row['seconds']:.0f} s)")
+
+
+def nested_text(value: Mapping[str, Any]) -> str:
+    """Any report as indented `name: value` lines."""
+    return _lines(_nested(value, 0))
+
+
+def _nested(value: Mapping[str, Any], depth: int) -> list[str]:
+    lines = []
+    for key, inner in value.items():
+        start = f"{'  ' * depth}{str(key).replace('_', ' ')}:"
+        if isinstance(inner, Mapping):
+            lines += [start, *_nested(inner, depth + 1)]
+        elif isinstance(inner, list | tuple):
+            lines.append(f"{start} {len(inner)}" if len(inner) > _MANY else f"{start} {', '.join(map(_plain, inner))}")
+        else:
+            lines.append(f"{start} {_plain(inner)}")
+    return lines
+
+
+_MANY = 12
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _lines(lines: list[str]) -> str:
+    return "".join(clean(line).rstrip() + "\n" for line in lines)
