@@ -34,13 +34,16 @@ RANK = {
     "strategies": 10,
     "experiment": 11,
     "finished": 12,
+    "progress": 12,
+    "output": 12,
+    "wording": 12,
+    "catalog": 12,
     "study": 13,
-    "output": 13,
     "show": 13,
     "doctor": 13,
-    "progress": 13,
-    "cli": 14,
-    "__main__": 15,
+    "commands": 14,
+    "cli": 15,
+    "__main__": 16,
 }
 COMPARE_MAY_SEE = {"errors", "values", "config", "record", "compare"}
 
