@@ -1,0 +1,224 @@
+"""The contract suite: what every strategy in the table must hold, on a random model of 90k parameters.
+
+A strategy that is added to the table (or by an entry point) is covered here without a new test.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cotune.bench import Bench, MemoryStore
+from cotune.config import RunConfig, resolve
+from cotune.engines.base import Request, Sampling
+from cotune.engines.transformers_engine import TransformersEngine
+from cotune.experiment import dataset, make_strategy, seed_prompt
+from cotune.ledger import Ledger
+from cotune.models.base import BaseModel, load, weights_digest
+from cotune.plugins import names
+from cotune.strategies import STRATEGIES, load_tuned
+from cotune.strategies.base import Problem
+from cotune.tasks import task as make_task
+from cotune.values import Completion, Conditioning, Event, Tuned
+
+# Everything on, at the smallest size that still goes through every part.
+SMALL: dict[str, Any] = {
+    "task": "micro-gsm8k",
+    "limit_train": 12,
+    "limit_val": 6,
+    "limit_test": 6,
+    "decoding": {"max_new_tokens": 8},
+    "prompt": {
+        "proposer": "edits",
+        "rounds": 1,
+        "candidates": 3,
+        "demonstration_sets": 1,
+        "demonstrations": 1,
+        "search_examples": 6,
+        "choice_examples": 4,
+        "minibatch": 3,
+        "finalists": 2,
+    },
+    "weights": {
+        "source": "gold",
+        "rank": 2,
+        "alpha": 4.0,
+        "target_modules": "all-linear",
+        "epochs": 2,
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "checkpoint_every": 1,
+    },
+    "joint": {
+        "share": 0.5,
+        "rank": 2,
+        "width": 8,
+        "generator_rank": 2,
+        "rollouts": 2,
+        "rollout_examples": 6,
+        "sync_every": 2,
+        "epochs": 1,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "max_prompt_tokens": 8,
+        "checkpoint_every": 1,
+    },
+}
+
+
+class Interrupted(BaseException):
+    """As a kill would: not an Exception that a strategy could catch."""
+
+
+@dataclass
+class Watched:
+    """The real engine, with every prompt noted; raises Interrupted before the `stop_at`-th batch."""
+
+    inner: TransformersEngine
+    prompts: list[str] = field(default_factory=list)
+    batches: int = 0
+    stop_at: int | None = None
+    name: str = "transformers"
+
+    def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
+        return self.inner.plan(requests, sampling)
+
+    def token_count(self, prompt: str) -> int:
+        return self.inner.token_count(prompt)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        if self.batches == self.stop_at:
+            raise Interrupted
+        self.batches += 1
+        self.prompts += [r.prompt for r in requests]
+        return self.inner.generate(requests, sampling)
+
+
+@dataclass
+class Lab:
+    """One strategy on one small problem."""
+
+    config: RunConfig
+    base: BaseModel
+    ledger: Ledger = field(default_factory=Ledger)
+    store: MemoryStore = field(default_factory=MemoryStore)
+    events: list[Event] = field(default_factory=list)
+    stop_at: int | None = None
+
+    def __post_init__(self) -> None:
+        self.task = make_task(self.config.task)
+        self.data = dataset(self.config, self.task)
+        self.start = seed_prompt(self.config, self.task)
+        self.engine = self.make_engine(self.base)
+        self.engine.stop_at = self.stop_at
+        self.bench = Bench(
+            self.base, self.engine, self.make_engine, self.ledger, self.store, self.config.seed, self.events.append
+        )
+
+    def make_engine(self, base: BaseModel) -> Watched:
+        return Watched(TransformersEngine(base, batch_size=8, max_batch_tokens=8192, threads=1))
+
+    def tune(self) -> Tuned:
+        sampling = Sampling(self.config.decoding.max_new_tokens or 8)
+        problem = Problem(self.task, self.data.train, self.data.val, self.base, self.base, sampling)
+        return make_strategy(self.config).tune(self.start, problem, self.bench.at("tune"))
+
+    def conditionings(self, tuned: Tuned) -> list[Conditioning]:
+        with self.ledger.measuring():
+            return tuned.condition(self.data.val, self.bench.at("check"))
+
+
+@pytest.fixture(scope="module")
+def base(random_model_dir: Path) -> BaseModel:
+    return load(str(random_model_dir), device="cpu", dtype="float32")
+
+
+@pytest.fixture(params=sorted(names("strategies", STRATEGIES)))
+def config(request: pytest.FixtureRequest, random_model_dir: Path) -> RunConfig:
+    return resolve(SMALL, {"strategy": request.param, "model": str(random_model_dir), "seed": 3})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def saved(tuned: Tuned, folder: Path) -> dict[str, bytes]:
+    folder.mkdir(parents=True)
+    tuned.save(folder)
+    return contents(folder)
+
+
+def same(left: Sequence[Conditioning], right: Sequence[Conditioning]) -> bool:
+    def key(c: Conditioning) -> tuple[str, str | None]:
+        return c.prompt.digest, c.adapter.digest if c.adapter else None
+
+    return [key(c) for c in left] == [key(c) for c in right]
+
+
+def test_one_full_tune(config: RunConfig, base: BaseModel, tmp_path: Path) -> None:
+    """Base untouched, start untouched, train and val only, events sound, Tuned survives saving, seeds decide all."""
+    before = weights_digest(base.model)
+    lab = Lab(config, base)
+    start = lab.conditionings(lab.start)
+    tuned = lab.tune()
+
+    assert weights_digest(base.model) == before
+    assert not any(p.requires_grad for p in base.model.parameters())
+    assert same(lab.conditionings(lab.start), start)
+
+    tokens = [e.data["tuning_tokens"] for e in lab.events if "tuning_tokens" in e.data]
+    assert tokens == sorted(tokens)
+    assert json.loads(json.dumps([[e.kind, e.data] for e in lab.events], allow_nan=False))  is not None
+    strategy = make_strategy(config)
+    assert (lab.ledger.tuning.tokens > 0) == bool(strategy.levers)
+
+    questions = [lab.task.question_text(e) for e in lab.data.test()]
+    assert len(questions) == 6
+    assert not [q for q in questions if any(q in p for p in lab.engine.prompts)]
+
+    ours = lab.conditionings(tuned)
+    files = saved(tuned, tmp_path / "tuned")
+    assert {Path(name).suffix for name in files} <= {".json", ".safetensors"}
+    assert same(lab.conditionings(load_tuned(tmp_path / "tuned", base)), ours)
+    for lever, changed in (("weights", [c.adapter for c in ours]), ("prompt", [c.prompt for c in ours])):
+        if lever not in strategy.levers:
+            assert changed == [c.adapter if lever == "weights" else c.prompt for c in start]
+
+    again = Lab(config, base)
+    assert saved(again.tune(), tmp_path / "again") == files
+    assert again.ledger.tuning.tokens == lab.ledger.tuning.tokens
+
+
+def test_a_zero_budget_returns_start(config: RunConfig, base: BaseModel) -> None:
+    lab = Lab(config, base, ledger=Ledger(tokens=0))
+    assert same(lab.conditionings(lab.tune()), lab.conditionings(lab.start))
+    assert lab.ledger.tuning.tokens == 0
+
+
+@pytest.mark.parametrize("fraction", [0.15, 0.5, 0.9])
+def test_a_budget_is_never_exceeded(config: RunConfig, base: BaseModel, fraction: float) -> None:
+    free = Lab(config, base)
+    free.tune()
+    limit = int(free.ledger.tuning.tokens * fraction)
+    lab = Lab(config, base, ledger=Ledger(tokens=limit))
+    lab.conditionings(lab.tune())
+    assert lab.ledger.tuning.tokens <= limit
+
+
+def test_an_interrupted_tune_continues_to_the_same_bytes(config: RunConfig, base: BaseModel, tmp_path: Path) -> None:
+    whole = Lab(config, base)
+    expected = saved(whole.tune(), tmp_path / "whole")
+    for stop_at in range(0, whole.engine.batches, max(1, whole.engine.batches // 4)):
+        store = MemoryStore()
+        with pytest.raises(Interrupted):
+            Lab(config, base, store=store, stop_at=stop_at).tune()
+        resumed = Lab(config, base, store=store)
+        assert saved(resumed.tune(), tmp_path / f"resumed-{stop_at}") == expected
+        assert resumed.ledger.tuning.tokens == whole.ledger.tuning.tokens
+        assert resumed.engine.batches <= whole.engine.batches - stop_at

@@ -1,0 +1,74 @@
+"""kill -9 in the middle of a run, the same command again: the same bytes as a run that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = """
+model = "tiny"
+task = "micro-gsm8k"
+limit_train = 24
+limit_val = 8
+limit_test = 12
+decoding.max_new_tokens = 24
+prompt = { rounds = 1, candidates = 4, demonstration_sets = 1, demonstrations = 1, search_examples = 12, choice_examples = 8, minibatch = 4, finalists = 2 }
+weights = { source = "gold", rank = 2, alpha = 4.0, epochs = 2, checkpoint_every = 2 }
+sequential = { stages = "p,w" }
+joint = { rank = 2, width = 16, generator_rank = 2, rollouts = 2, rollout_examples = 8, sync_every = 3, epochs = 1, max_prompt_tokens = 24, checkpoint_every = 2 }
+"""
+RESULTS = ("predictions.jsonl", "crossed.jsonl", "data.json", "tuned/tuned.json")
+
+
+def command(strategy: str, config: Path, out: Path) -> list[str]:
+    flags = ["--strategy", strategy, "--config", str(config), "--out", str(out), "--name", "run", "--quiet"]
+    return [sys.executable, "-m", "cotune", "run", *flags]
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("strategy", ["zero-shot", "prompt-only", "lora-only", "sequential", "joint"])
+def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path) -> None:
+    config = tmp_path / "small.toml"
+    config.write_text(SMALL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(strategy, config, tmp_path / "whole"), check=True, env=environment)
+    whole = tmp_path / "whole/run"
+    events = lines(whole / "events.jsonl")
+
+    # Kill when a random number of its events are on disk, wherever it is then.
+    killed = tmp_path / "killed/run"
+    target = random.Random(f"kill/{strategy}").randrange(1, events)
+    process = subprocess.Popen(command(strategy, config, tmp_path / "killed"), env=environment)
+    deadline = time.monotonic() + 120
+    while lines(killed / "events.jsonl") < target and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (killed / "summary.json").exists()
+
+    subprocess.run(command(strategy, config, tmp_path / "killed"), check=True, env=environment)
+    for name in RESULTS:
+        assert (killed / name).exists() == (whole / name).exists(), name
+        if (whole / name).exists():
+            assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, killed)]
+    assert summaries[0]["status"] == "done"
+    for account in ("tuning", "measuring"):
+        counts = [{k: v for k, v in s["cost"][account].items() if k != "seconds"} for s in summaries]
+        assert counts[0] == counts[1]
+
+    # A finished run is reported, not run again.
+    before = (killed / "summary.json").read_bytes()
+    subprocess.run(command(strategy, config, tmp_path / "killed"), check=True, env=environment)
+    assert (killed / "summary.json").read_bytes() == before
