@@ -8,8 +8,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub, whic
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cotune.models.base import BaseModel
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -60,3 +64,11 @@ def random_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_base(random_model_dir: Path) -> BaseModel:
+    """The random model, loaded once. Tests that change anything about it load their own."""
+    from cotune.models.base import load
+
+    return load(str(random_model_dir))

@@ -219,10 +219,11 @@ def _download(repository: str, revision: str | None) -> tuple[str, Path]:
     except RepositoryNotFoundError as error:
         raise UsageError(f"The hub has no model {repository!r} (or it is private: `hf auth login`).") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        at = f" --revision {revision}" if revision else ""
         raise UsageError(
             f"{repository} is not in the local cache and the hub cannot be reached. On a machine with a connection run "
-            f"`hf download {repository}`{f' --revision {revision}' if revision else ''}, then copy the folder here and "
-            "give its path as the model; or use --model tiny, which is packaged."
+            f"`hf download {repository}{at} --local-dir FOLDER`, copy FOLDER here and give its path as the model; or "
+            "use --model tiny, which is packaged."
         ) from error
     return folder.name, folder
 

@@ -38,8 +38,8 @@ _PREFIX = "base_model.model."  # what PEFT puts before the module's own name
 class LoraFactors:
     """One adapter: y = W x + scaling * B (A x) for every named linear layer.
 
-    `factors[name]` is (lora_a [R, I], lora_b [O, R]) with one rank R throughout; names are those of
-    `model.named_modules()`. An `Adapter` in the sense of values.py; treat the tensors as frozen.
+    `factors[name]` is (lora_a [R, I], lora_b [O, R]), one rank R throughout, named as in `model.named_modules()`.
+    An `Adapter` in the sense of values.py; treat the tensors as frozen.
     """
 
     factors: Factors
@@ -61,16 +61,13 @@ class LoraFactors:
         return cls({name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in factors.items()}, scaling)
 
     @classmethod
-    def zero(
-        cls, model: nn.Module, target_modules: Sequence[str] | str, rank: int, scaling: float = 1.0
-    ) -> LoraFactors:
+    def zero(cls, model: nn.Module, target_modules: Sequence[str] | str, rank: int) -> LoraFactors:
         """The adapter that changes nothing: both factors zero."""
-        linears = target_linears(model, target_modules, rank)
-        new = {
-            n: (m.weight.new_zeros(rank, m.in_features), m.weight.new_zeros(m.out_features, rank))
-            for n, m in linears.items()
+        linears = target_linears(model, target_modules, rank).items()
+        zeros = {
+            n: (m.weight.new_zeros(rank, m.in_features), m.weight.new_zeros(m.out_features, rank)) for n, m in linears
         }
-        return cls(new, scaling)
+        return cls(zeros, 1.0)
 
     @property
     def rank(self) -> int:
@@ -79,7 +76,7 @@ class LoraFactors:
     @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of scaling, names, shapes, dtypes and bytes."""
-        content = hashlib.sha256(repr(float(self.scaling)).encode())
+        content = hashlib.sha256(f"{self.scaling:.9g}".encode())  # a scaling survives alpha = scaling * rank to 1e-15
         for name in sorted(self.factors):
             for tensor in self.factors[name]:
                 hash_tensor(content, name, tensor)
@@ -98,10 +95,11 @@ class LoraFactors:
         that exactly these layers are adapted.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {}
-        for name, (lora_a, lora_b) in self.factors.items():
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = lora_a.detach().cpu().contiguous()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = lora_b.detach().cpu().contiguous()
+        tensors = {
+            f"{_PREFIX}{name}.lora_{letter}.weight": tensor.detach().cpu().contiguous()
+            for name, pair in self.factors.items()
+            for letter, tensor in zip("AB", pair, strict=True)
+        }
         alpha = self.scaling * self.rank
         config = {
             "peft_type": "LORA",
@@ -109,9 +107,6 @@ class LoraFactors:
             "base_model_name_or_path": base_model,
             "r": self.rank,
             "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": False,
             "inference_mode": True,
             "target_modules": sorted(self.factors),
         }
@@ -131,14 +126,14 @@ class LoraFactors:
         """
         try:
             config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
+            scaling = config["lora_alpha"] / config["r"]
             tensors = load_file(folder / _WEIGHTS, device=str(device))
         except FileNotFoundError as error:
             raise UsageError(f"{folder} is no PEFT adapter: it lacks {_WEIGHTS} or {_CONFIG}.") from error
-        except (SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"The adapter in {folder} is damaged ({error}); write it again.") from error
-        used = [
-            k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)
-        ]
+        extras = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+        used = [key for key in extras if config.get(key)]
         if config.get("peft_type") != "LORA" or used or config.get("bias", "none") != "none":
             raise UsageError(
                 f"The adapter in {folder} is not a plain LoRA ({', '.join(used) or config.get('peft_type')}); "
@@ -154,7 +149,7 @@ class LoraFactors:
                 factors[name] = (tensors[key], tensors[partner])
         if 2 * len(factors) != len(tensors):
             raise UsageError(f"The adapter in {folder} holds tensors that are not LoRA factors of linear layers.")
-        return cls(factors, config["lora_alpha"] / config["r"])
+        return cls(factors, scaling)
 
 
 def target_linears(
@@ -173,10 +168,10 @@ def target_linears(
     else:
         wanted = [target_modules] if isinstance(target_modules, str) else list(target_modules)
         for target in wanted:
-            if not any(_matches(name, target) for name in linears):
+            if not any(f".{name}".endswith(f".{target}") for name in linears):
                 known = linears if "." in target else {name.rpartition(".")[2] for name in linears}
                 raise UsageError(f"The model has no linear layer {target!r}{nearest(target, known)}")
-        found = {name: module for name, module in linears.items() if any(_matches(name, target) for target in wanted)}
+        found = {n: module for n, module in linears.items() if any(f".{n}".endswith(f".{target}") for target in wanted)}
     for name, module in found.items():
         smallest = min(module.in_features, module.out_features)
         if rank is not None and not 1 <= rank <= smallest:
@@ -185,10 +180,6 @@ def target_linears(
                 f"choose 1 to {smallest}, or leave this layer out of target_modules."
             )
     return found
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
 
 
 def init_static(
@@ -212,23 +203,21 @@ def init_static(
 
 
 @contextmanager
-def attached(model: nn.Module, factors: Factors, scaling: float | Tensor = 1.0) -> Iterator[Callable[[Tensor], None]]:
+def attached(model: nn.Module, factors: Factors, scaling: float = 1.0) -> Iterator[Callable[[Tensor], None]]:
     """Within this context the named layers compute y = W x + b + scaling * B (A x).
 
-    Sheet 02's batch form (MetaTuner, arXiv 2509.24245): U = X A_i^T, Y = X W^T + scaling * U B_i^T, two
-    batched products per layer; the dense update is never built. Differentiable in both factors and the input.
+    Sheet 02's batch form (MetaTuner, arXiv 2509.24245): U = X A_i^T, Y = X W^T + scaling * U B_i^T, two batched
+    products per layer; the dense update is never built. Differentiable in both factors and the input.
 
     `factors[name]` is ([R, I], [O, R]) for all rows or ([B, R, I], [B, O, R]) per row. The model may then see
-    B rows, or B * n with each row repeated n times in a block, as `generate` with n samples does. `scaling` is
-    a number or, for per-row factors, a tensor [B]. Factors are cast to the layer's dtype and device.
+    B rows, or B * n with each row repeated n times in a block, as `generate` with n samples does. Factors are
+    cast to the layer's dtype and device. Where scalings differ by row, fold them into lora_b, as `stack` does.
 
-    Yields `select(rows)`: from then on row i is what was row `rows[i]` (for decoding loops that drop or repeat
-    rows; nothing happens to shared factors).
+    Yields `select(rows)`: from then on row i is what was row `rows[i]`, for decoding loops that drop or repeat rows.
 
     A row whose factors are zero gets exactly the base model's output (y + 0, same batch). Nested contexts add
     up. On exit, also by an exception, the layers' own forward is back. With gradient checkpointing the backward
     pass must run inside the context, because it calls forward again.
-
     Raises UsageError for names the model lacks or shapes that do not fit.
     """
     modules = dict(model.named_modules()) if factors else {}
@@ -236,15 +225,9 @@ def attached(model: nn.Module, factors: Factors, scaling: float | Tensor = 1.0) 
     for name, (lora_a, lora_b) in factors.items():
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
-            raise UsageError(
-                f"The adapter is for another model: it has no linear layer {name!r}{nearest(name, modules)}"
-            )
+            raise UsageError(f"The adapter is for another model, without linear layer {name!r}{nearest(name, modules)}")
         _check_shapes(name, linear, lora_a, lora_b)
-        if isinstance(scaling, Tensor):
-            alpha, lora_b = 1.0, lora_b * scaling.to(lora_b).view(-1, 1, 1)
-        else:
-            alpha = float(scaling)
-        terms.append((linear, _LowRank(lora_a.to(linear.weight).mT, lora_b.to(linear.weight).mT, alpha)))
+        terms.append((linear, _LowRank(lora_a.to(linear.weight).mT, lora_b.to(linear.weight).mT, scaling)))
 
     def select(rows: Tensor) -> None:
         for _, term in terms:
@@ -252,7 +235,8 @@ def attached(model: nn.Module, factors: Factors, scaling: float | Tensor = 1.0) 
 
     with ExitStack() as restore:
         for linear, term in terms:
-            restore.callback(_restore_forward, linear, linear.__dict__.get("forward"))
+            outer = linear.__dict__.get("forward")  # of an outer context or a hook; None: the class's own
+            restore.callback(*((setattr, linear, "forward", outer) if outer else (delattr, linear, "forward")))
             linear.forward = term.added_to(linear.forward)  # type: ignore[method-assign, assignment]
         yield select
 
@@ -265,14 +249,6 @@ def _check_shapes(name: str, linear: nn.Linear, lora_a: Tensor, lora_b: Tensor) 
             f"The adapter does not fit layer {name} ({linear.in_features} -> {linear.out_features}): "
             f"lora_a is {list(lora_a.shape)}, lora_b is {list(lora_b.shape)}."
         )
-
-
-def _restore_forward(linear: nn.Linear, own: Callable[[Tensor], Tensor] | None) -> None:
-    """`own` is the instance's forward set by an outer context or hook; None: the class's own."""
-    if own is None:
-        del linear.forward
-    else:
-        linear.forward = own  # type: ignore[method-assign, assignment]
 
 
 @dataclass
@@ -293,7 +269,7 @@ class _LowRank:
         def shared(x: Tensor) -> Tensor:
             y = forward(x)
             low = x.reshape(-1, x.shape[-1]) @ self.a_t
-            return torch.addmm(y.view(-1, y.shape[-1]), low, self.b_t, alpha=self.alpha).view_as(y)
+            return torch.addmm(y.reshape(-1, y.shape[-1]), low, self.b_t, alpha=self.alpha).view_as(y)
 
         def per_row(x_BTI: Tensor) -> Tensor:
             rows = self.a_t.shape[0]
@@ -304,7 +280,7 @@ class _LowRank:
                 )
             y_BTO = forward(x_BTI)
             low_BTR = torch.bmm(x_BTI.reshape(rows, -1, x_BTI.shape[-1]), self.a_t)
-            y = y_BTO.view(rows, -1, y_BTO.shape[-1])
+            y = y_BTO.reshape(rows, -1, y_BTO.shape[-1])
             return torch.baddbmm(y, low_BTR, self.b_t, alpha=self.alpha).view_as(y_BTO)
 
         return shared if self.a_t.dim() == 2 else per_row
@@ -362,9 +338,10 @@ def canary(base: BaseModel, adapter: LoraFactors, prompt_ids: Sequence[int]) -> 
         without = base.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
         with attached(base.model, adapter.factors, adapter.scaling):
             under = base.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-    if not bool(torch.isfinite(under).all()):
+    # Factors too: attention on a CPU can swallow a NaN and go on with finite nonsense.
+    if not all(bool(t.isfinite().all()) for pair in (*adapter.factors.values(), (under,)) for t in pair):
         raise CotuneError(
-            f"Adapter {adapter.digest} gives log-probabilities that are not numbers; train it at a lower learning rate."
+            f"Adapter {adapter.digest} holds or yields values that are not numbers: its training diverged."
         )
     if torch.equal(without, under) and not adapter.is_zero:
         raise CotuneError(
