@@ -81,3 +81,13 @@ class Fixed(Tuned):
         demos = tuple(Demonstration(**d) for d in content["prompt"]["demonstrations"])
         prompt = Prompt(content["prompt"]["instruction"], demos)
         return cls(prompt, LoraFactors.load(folder / "adapter") if content["adapter"] else None)
+
+
+def fixed(start: Tuned, strategy: str) -> Fixed:
+    """`start` as one prompt and at most one adapter. Raises CotuneError when it is made per example."""
+    if isinstance(start, Fixed):
+        return start
+    raise CotuneError(
+        f"{strategy} goes on from one fixed prompt, but the stage before it makes a prompt for every example. "
+        "Put it before that stage."
+    )

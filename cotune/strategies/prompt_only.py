@@ -1,0 +1,156 @@
+"""Tune the prompt alone: instructions by a proposer, then demonstrations, raced on train, chosen on val.
+
+OPRO's loop (sheet 10) followed by BetterTogether's BootstrapFewShot with random search (sheet 01). An adapter that
+`start` brings stays attached during the whole search (the stage p after w of a sequence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from cotune.bench import Bench
+from cotune.config import RunConfig
+from cotune.errors import BudgetExhausted
+from cotune.evaluate import evaluate
+from cotune.proposers import make_proposer
+from cotune.proposers.demonstrations import DemonstrationProposer
+from cotune.proposers.filters import Filter
+from cotune.search import Board, PromptSearch, Proposer, Scored, size
+from cotune.strategies.base import Fixed, Problem, fixed
+from cotune.values import Example, Prompt, Tuned
+
+
+@dataclass(frozen=True)
+class PromptOnly:
+    """The fields are those of PromptConfig, which has units and sources."""
+
+    levers: ClassVar[frozenset[str]] = frozenset({"prompt"})
+
+    proposer: str
+    rounds: int
+    candidates: int
+    history: int
+    exemplars: int
+    temperature: float
+    max_characters: int
+    demonstrations: int
+    demonstration_sets: int
+    search_examples: int
+    choice_examples: int
+    minibatch: int
+    finalists: int
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self:
+        return cls(**config.prompt.model_dump())
+
+    def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
+        """The prompt that is best on val among the finalists of the search; the starting one is always one of them.
+
+        With an exhausted budget: the best on val of the finalists scored so far, or, before two were, the best that
+        ran on all search examples, or `start` itself if not even its prompt was scored.
+        """
+        begin = fixed(start, "prompt-only")
+        driving, teaching = self._split(problem, bench)
+        choosing = problem.val[: self.choice_examples]
+        board = Board(problem.task, driving, begin.adapter, problem.sampling, bench)
+        banned = Filter(
+            (*problem.train, *problem.val),
+            trusted=begin.prompt.instruction,
+            max_characters=self.max_characters,
+            special_tokens=problem.base.tokenizer.all_special_tokens,
+            fits=_fits(problem, [*driving, *teaching, *choosing], bench),
+        )
+        search = PromptSearch(begin.prompt, board, self.minibatch, banned.reject, bench)
+        finished = search.run(self._rounds(problem, begin, driving, teaching, bench))
+        ranking = search.ranking()
+        chosen = self._choose(begin, ranking, choosing, problem, bench) if finished else _first(ranking)
+        return start if chosen is None else replace(begin, prompt=chosen)
+
+    def _split(self, problem: Problem, bench: Bench) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Train examples that score the search, and others that become demonstrations (at least a quarter: ours)."""
+        order = list(problem.train)
+        bench.rng("search-examples").shuffle(order)
+        most = len(order) - len(order) // 4 if self._uses_demonstrations else len(order)
+        n = min(self.search_examples, most)
+        return order[:n], order[n : n + self.search_examples]
+
+    @property
+    def _uses_demonstrations(self) -> bool:
+        return self.demonstrations > 0 and self.demonstration_sets > 0
+
+    def _rounds(
+        self, problem: Problem, begin: Fixed, driving: Sequence[Example], teaching: Sequence[Example], bench: Bench
+    ) -> list[Proposer]:
+        proposer = make_proposer(
+            self.proposer,
+            task=problem.task,
+            train=driving,
+            generator=problem.generator,
+            bench=bench,
+            candidates=self.candidates,
+            history=self.history,
+            exemplars=self.exemplars,
+            temperature=self.temperature,
+        )
+        rounds = [proposer] * self.rounds
+        if not self._uses_demonstrations or not teaching:
+            return rounds
+        bootstrap = DemonstrationProposer(
+            problem.task,
+            teaching,
+            begin.adapter,
+            problem.sampling,
+            most=self.demonstrations,
+            sets=self.demonstration_sets,
+        )
+        return [*rounds, bootstrap]
+
+    def _choose(
+        self, begin: Fixed, ranking: Sequence[Scored], choosing: Sequence[Example], problem: Problem, bench: Bench
+    ) -> Prompt:
+        """Best on val; ties: the higher search score, then the shorter."""
+        finalists = list(ranking[: self.finalists])
+        if all(s.prompt != begin.prompt for s in finalists):
+            finalists.append(next(s for s in ranking if s.prompt == begin.prompt))
+        scored: list[tuple[Scored, float]] = []
+        try:
+            for candidate in finalists:
+                conditionings = replace(begin, prompt=candidate.prompt).condition(choosing, bench)
+                done = evaluate(problem.task, choosing, conditionings, problem.sampling, bench, label="choice")
+                scored.append((candidate, done.score))
+                bench.emit("finalist", **_facts(candidate), val_score=done.score, val_n=len(choosing))
+        except BudgetExhausted as stop:
+            bench.emit("budget", where="choice", message=str(stop))
+        if len(scored) < min(2, len(finalists)):
+            scored = [(finalists[0], finalists[0].score)]
+        best, _ = min(scored, key=lambda pair: (-pair[1], -pair[0].score, size(pair[0].prompt)))
+        bench.emit("chosen", **_facts(best))
+        return best.prompt
+
+
+def _facts(candidate: Scored) -> dict[str, object]:
+    return {
+        "origin": candidate.origin,
+        "text": candidate.prompt.instruction,
+        "demonstrations": len(candidate.prompt.demonstrations),
+        "score": candidate.score,
+    }
+
+
+def _first(ranking: Sequence[Scored]) -> Prompt | None:
+    return ranking[0].prompt if ranking else None
+
+
+def _fits(problem: Problem, examples: Sequence[Example], bench: Bench) -> Callable[[Prompt], bool]:
+    """Whether a prompt leaves room for the longest question at hand and its completion."""
+    tokens = bench.engine.token_count
+    longest = max(examples, key=lambda e: tokens(problem.task.question_text(e)))
+    limit = problem.base.context_length - problem.sampling.max_new_tokens
+
+    def fits(prompt: Prompt) -> bool:
+        return tokens(problem.base.render(problem.task.messages(prompt, longest))) <= limit
+
+    return fits

@@ -1,0 +1,56 @@
+"""Stages in turn: prompt (p) and weights (w) in any order (BetterTogether, Algorithm 1, sheet 01)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from cotune.bench import Bench
+from cotune.config import RunConfig
+from cotune.evaluate import evaluate
+from cotune.plugins import resolve
+from cotune.strategies import STRATEGIES
+from cotune.strategies.base import Problem, Strategy, fixed
+from cotune.values import Tuned
+
+KINDS = {"p": "prompt-only", "w": "lora-only"}
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """`kinds` in order, each tuned by its strategy. `choice_examples` val examples report every stage."""
+
+    levers: ClassVar[frozenset[str]] = frozenset({"prompt", "weights"})
+
+    kinds: Sequence[str]
+    stages: Mapping[str, Strategy]
+    restart: bool
+    choice_examples: int
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self:
+        kinds = config.sequential.stages.split(",")
+        stages = {kind: resolve("strategies", STRATEGIES, KINDS[kind]).from_config(config) for kind in sorted({*kinds})}
+        return cls(kinds, stages, config.sequential.restart, config.prompt.choice_examples)
+
+    def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
+        """What the last stage gives, as in the paper (DSPy returns the stage that is best on val).
+
+        With `restart` a later p begins with the original prompt under the adapter so far. Raises NoData when a weights
+        stage has nothing to train on: the result of an earlier stage is never passed off as this strategy's.
+        """
+        original = current = fixed(start, "sequential")
+        val = problem.val[: self.choice_examples]
+        for i, kind in enumerate(self.kinds):
+            stage = bench.at(f"{i}-{kind}")
+            restarted = self.restart and kind == "p"
+            begin = replace(current, prompt=original.prompt) if restarted else current
+            tuned = fixed(self.stages[kind].tune(begin, problem, stage), "sequential")
+            if tuned is not begin:  # else the budget allowed nothing, and what we have stands
+                current = tuned
+            with bench.ledger.measuring():  # for the record only; the stages have chosen already
+                conditionings = current.condition(val, stage)
+                done = evaluate(problem.task, val, conditionings, problem.sampling, stage, label="stage")
+            stage.emit("stage-result", strategy=KINDS[kind], val_score=done.score, val_n=len(val))
+        return current
