@@ -1,7 +1,7 @@
 """MetaTuner-J: prompts and adapters generated per query from one shared encoder, trained together (sheet 02).
 
 Here is the schedule alone: when to roll out, synchronise, train and validate. The networks and their losses are in
-models/metatuner, rollouts in rollouts.py, and what is handed over in metatuned.py.
+models/metatuner, rollouts in rollouts.py, what is handed over in metatuned.py.
 """
 
 from __future__ import annotations
@@ -20,28 +20,34 @@ from cotune.engines.base import Sampling
 from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
+from cotune.metatuned import MetaTuned
 from cotune.models.lora import target_linears
 from cotune.models.metatuner.losses import JointItem, joint_loss
-from cotune.strategies.base import NoData, Problem
-from cotune.strategies.metatuned import MetaTuned
-from cotune.strategies.rollouts import rollouts
+from cotune.rollouts import rollouts
+from cotune.strategies.base import NoData, Problem, fixed
+from cotune.supervision import accepted, gold
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
-from cotune.values import Example, Prompt, Tuned
+from cotune.values import Conditioning, Example, Prompt, Tuned
 
 __all__ = ["Joint", "MetaTuned"]
 
 
 @dataclass(frozen=True)
 class Joint:
-    """`choice_examples`: val examples that choose the state to keep."""
+    """`choice_examples`: val examples that choose the state to keep. `teacher`: how D1's own completions are sampled
+    (with `source` self or both); its `max_new_tokens` is replaced by the task's limit.
+    """
 
     settings: JointConfig
     choice_examples: int
+    teacher: Sampling
     levers: ClassVar[frozenset[str]] = frozenset({"prompt", "weights"})
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        return cls(config.joint, config.prompt.choice_examples)
+        own = config.weights
+        teacher = Sampling(0, temperature=own.temperature, top_p=own.top_p, n=own.samples)
+        return cls(config.joint, config.prompt.choice_examples, teacher)
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The state with the best validation score, of those at the end of the warm-up and of each round.
@@ -49,13 +55,12 @@ class Joint:
         `start` gives p~, and comes back when the budget does not reach the first validation. Raises UsageError if
         `start` has an adapter: M is frozen but for what is generated.
         """
-        if not problem.train:
-            raise NoData("There is no training example for joint tuning.")
-        first = start.condition(problem.train[:1], bench)[0]
-        if first.adapter is not None:
+        begin = fixed(start, "joint")
+        if begin.adapter is not None:
             raise UsageError("Joint tuning starts from a prompt without an adapter; it generates its own adapters.")
-        tuned = self._untrained(first.prompt, problem, bench)
-        run = _Run(self.settings, tuned, problem, problem.val[: self.choice_examples], bench)
+        tuned = self._untrained(begin.prompt, problem, bench)
+        teacher = replace(self.teacher, max_new_tokens=problem.sampling.max_new_tokens, seed=bench.seed_for("teacher"))
+        run = _Run(self.settings, teacher, tuned, problem, problem.val[: self.choice_examples], bench)
         try:
             run.train()
         except BudgetExhausted as error:
@@ -112,9 +117,16 @@ class _Run:
     """
 
     def __init__(
-        self, settings: JointConfig, tuned: MetaTuned, problem: Problem, val: Sequence[Example], bench: Bench
+        self,
+        settings: JointConfig,
+        teacher: Sampling,
+        tuned: MetaTuned,
+        problem: Problem,
+        val: Sequence[Example],
+        bench: Bench,
     ) -> None:
-        self._settings, self._tuned, self._problem, self._val, self._bench = settings, tuned, problem, val, bench
+        self._settings, self._teacher, self._tuned, self._problem = settings, teacher, tuned, problem
+        self._val, self._bench = val, bench
         self._state = _State()
         self._best: dict[str, Tensor] = {n: p.detach().clone() for n, p in tuned.tuner.parameters.items()}
         self._question_ids = lru_cache(maxsize=None)(self._encode_question)
@@ -189,10 +201,32 @@ class _Run:
         )
 
     def _pairs(self) -> list[_Pair]:
-        """D1. Raises NoData when there is nothing to learn from."""
-        base, task = self._problem.base, self._problem.task
+        """D1: worked answers, or M's own completions under p~ that the grader accepts, or both.
+
+        Queries without either are in neither D1 nor D2 (ours). Raises NoData when that leaves nothing.
+        """
+        task, train, base = self._problem.task, self._problem.train, self._problem.base
+        traces = gold(task, train) if self._settings.source != "self" else []
+        counts = {"gold": len(traces), "sampled": 0, "accepted": 0}
+        if self._settings.source != "gold":
+            conditionings = [Conditioning(self._tuned.seed)] * len(train)
+            own, counts["sampled"] = accepted(task, train, conditionings, self._teacher, self._bench)
+            counts["accepted"] = len(own)
+            traces += own
         end = base.end_of_turn_ids[0]
-        return [_Pair(e, (*base.encode(task.reference_completion(e)), end)) for e in self._problem.train]
+        pairs = [_Pair(t.example, (*base.encode(t.completion), end)) for t in dict.fromkeys(traces)]
+        seed = self._tuned.seed.instruction
+        fitting = [
+            p for p in pairs if len(self._question_ids(p.example, seed)) + len(p.completion) <= base.context_length
+        ]
+        counts |= {"over_context": len(pairs) - len(fitting), "kept": len(fitting)}
+        self._bench.emit("traces", use="joint", source=self._settings.source, examples=len(train), **counts)
+        if not fitting:
+            raise NoData(
+                f"There is nothing to learn from: {counts}. Tune the prompt first, raise weights.samples, or set "
+                "joint.source = 'gold'."
+            )
+        return fitting
 
     def _item(self, pair: _Pair) -> JointItem:
         generator = self._tuned.generator

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cotune.bench import Bench
 from cotune.engines.base import Sampling
 from cotune.evaluate import evaluate
-from cotune.strategies.metatuned import MetaTuned, usable
+from cotune.metatuned import MetaTuned, usable
 from cotune.values import Conditioning, Example, Prompt
 
 
