@@ -26,7 +26,7 @@ def check_names(strategy: str | None = None, task: str | None = None, engine: st
             raise UsageError(f"There is no {word} {name!r}{nearest(name, known)}")
 
 
-def listing(kind: str) -> list[dict[str, str | None]]:
+def listing(kind: str) -> list[dict[str, str]]:
     """Rows with `name` and `about` (models also `location` and `revision`), in the order of the table."""
     if kind == "models":
         packaged = Path(__file__).parent
@@ -34,25 +34,24 @@ def listing(kind: str) -> list[dict[str, str | None]]:
             {
                 "name": name,
                 "about": source.note,
-                "location": source.location if source.revision else Path(source.location).relative_to(packaged).as_posix(),
-                "revision": source.revision,
+                "location": source.location
+                if source.revision
+                else Path(source.location).relative_to(packaged).as_posix(),
+                "revision": source.revision or "",
             }
             for name, source in MODELS.items()
         ]
-    rows: list[dict[str, str | None]] = []
+    rows: list[dict[str, str]] = []
     if kind == "engines":
         rows.append({"name": AUTO, "about": "The engine for this machine; today always transformers."})
     return rows + [{"name": name, "about": _about(target)} for name, target in names(kind, TABLES[kind]).items()]
 
 
 def _about(target: str) -> str:
-    """First line of the docstring of `module:Class`, else of the module, read from the source."""
-    module, _, attribute = target.partition(":")
+    """First line of the docstring of the module in `module:Class`, read from the source."""
     try:
-        spec = find_spec(module)
-        tree = ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
+        spec = find_spec(target.partition(":")[0])
+        text = ast.get_docstring(ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8")))
     except (ImportError, OSError, SyntaxError, ValueError):
         return "(cannot be read)"
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute]
-    found = [ast.get_docstring(node) for node in (*classes, tree)]
-    return next((text.splitlines()[0] for text in found if text), "")
+    return text.splitlines()[0] if text else ""

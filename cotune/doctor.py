@@ -1,4 +1,4 @@
-"""What this installation and machine can do, what would fail, and the fix for each. Changes nothing, downloads nothing."""
+"""What this installation and machine can do, what would fail, and the fix. Changes nothing, downloads nothing."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _device() -> Iterator[Check]:
         yield Check("device", "warn", "cpu (torch sees no GPU)", fix)
         yield Check("dtype", "ok", "float32 by default (--set runner.dtype=...)")
     cores = _cores()
-    threads = EngineConfig().threads
+    threads = EngineConfig.model_fields["threads"].default
     yield Check("threads", "ok", f"{threads} by default of {cores} usable cores (--set runner.threads=N)")
 
 
@@ -95,14 +95,18 @@ def _machine(out: Path) -> Iterator[Check]:
     memory = _memory()
     if memory:
         status = "ok" if memory >= 4 * GIB else "warn"
-        yield Check("memory", status, f"{memory / GIB:.1f} GiB", "" if status == "ok" else "Use --limit-* and tiny models.")
+        yield Check(
+            "memory", status, f"{memory / GIB:.1f} GiB", "" if status == "ok" else "Use --limit-* and tiny models."
+        )
     existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     writable = os.access(existing, os.W_OK) and existing.is_dir()
     if not writable:
         yield Check("results folder", "fail", f"{out} cannot be written", "Choose another folder with --out.")
     elif free < GIB:
-        yield Check("results folder", "warn", f"{out}: {free / GIB:.1f} GiB free", "Free some space: a run may need 1 GiB.")
+        yield Check(
+            "results folder", "warn", f"{out}: {free / GIB:.1f} GiB free", "Free some space: a run may need 1 GiB."
+        )
     else:
         yield Check("results folder", "ok", f"{out}: {free / GIB:.0f} GiB free")
 
@@ -126,7 +130,9 @@ def _models() -> Iterator[Check]:
             there = any(Path(source.location).glob("*.safetensors"))
             fix = "" if there else "Make it: make tiny-model."
             yield Check(f"model {name}", "ok" if there else "fail", "packaged" if there else "not in this package", fix)
-    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")]
+    offline = [
+        name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")
+    ]
     if offline:
         fix = f"Unset {' and '.join(offline)} to download models and benchmark rows."
         yield Check("hub", "warn", f"offline ({', '.join(offline)} is set): only what is cached can be used", fix)

@@ -43,11 +43,10 @@ def note(text: str) -> None:
     print(clean(text), file=sys.stderr, flush=True)
 
 
-def on_terminal(draw: Callable[[Console], None]) -> str:
-    """What `draw` prints, as one string: colour only on a terminal without NO_COLOR, its width only on a terminal."""
+def drawn(draw: Callable[[Console], None], terminal: bool) -> str:
+    """What `draw` prints, as one string. Colour (not with NO_COLOR) and the line width are for a terminal only."""
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
     buffer = StringIO()
     console = Console(
         file=buffer,

@@ -6,6 +6,7 @@ Reads the folder and nothing else; no model, no torch. A file that is damaged is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
     """At most `width` bars from lowest to highest; longer curves are averaged in equal pieces, flat ones are low."""
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, span = min(values), max(values) - min(values)
     return "".join(_BARS[int((v - low) / span * (len(_BARS) - 1) + 0.5) if span else 0] for v in values)
 

@@ -59,7 +59,9 @@ def experiments(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
 def combinations(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`{"seed": [0, 1], "task": "math"}` -> one mapping per combination of the listed keys."""
     keys = [key for key in LISTED if isinstance(layer.get(key), list)]
-    return [dict(layer) | dict(zip(keys, values, strict=True)) for values in itertools.product(*(layer[k] for k in keys))]
+    return [
+        dict(layer) | dict(zip(keys, values, strict=True)) for values in itertools.product(*(layer[k] for k in keys))
+    ]
 
 
 def finished(experiment: Experiment, out: Path) -> dict[str, Any] | None:

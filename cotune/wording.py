@@ -12,7 +12,8 @@ from cotune.compare.stats import wilson
 
 def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
     """A run that has ended without an error."""
-    lines = [f"{summary['strategy']} on {summary['task']} with {summary['model']}, seed {summary['seed']}: {summary['status']}"]
+    what = f"{summary['strategy']} on {summary['task']} with {summary['model']}, seed {summary['seed']}"
+    lines = [f"{what}: {summary['status']}"]
     if summary["status"] == "done":
         lines += summary_lines(summary)
     else:
@@ -26,9 +27,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     n, score = summary["n"], summary["score"]
     low, high = wilson(score, n)
     counted = ", ".join(f"{count} {name}" for name, count in summary["outcomes"].items() if count)
-    lines = [
-        f"  {summary['headline']} {100 * score:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f}, n = {n}): {counted}"
-    ]
+    interval = f"95% interval {100 * low:.1f} to {100 * high:.1f}, n = {n}"
+    lines = [f"  {summary['headline']} {100 * score:.1f}% ({interval}): {counted}"]
     others = {k: v for k, v in summary["metrics"].items() if k != summary["headline"]}
     if others:
         lines.append("  also " + ", ".join(f"{name} {100 * value:.1f}%" for name, value in others.items()))
@@ -36,9 +36,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         cells = ", ".join(f"{cell} {100 * value:.1f}%" for cell, value in summary["cells"].items())
         lines.append(f"  2x2 (prompt/weights) {cells}")
     for account, spent in summary["cost"].items():
-        lines.append(
-            f"  {account}: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, {spent['seconds']:.1f} s"
-        )
+        lines.append(f"  {account}: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, {spent['seconds']:.1f} s")
     lines += [f"  note: {note}" for note in summary.get("notes") or ()]
     return lines
 

@@ -33,17 +33,19 @@ def check(
     Without --data the folder is $COTUNE_DATA. With --json one line per task.
     """
     from cotune.catalog import check_names
-    from cotune.wording import nested_text
     from cotune.tasks import TASKS
     from cotune.tasks import task as make_task
     from cotune.tasks.data import check as check_data
+    from cotune.wording import nested_text
 
     source = data or os.environ.get("COTUNE_DATA") or None
     if task:
         check_names(task=task)
     names = [task] if task else [name for name in TASKS if source and (Path(source) / name).is_dir()]
     if not names:
-        raise UsageError("No benchmark rows are known. Name a TASK, or give --data the folder that holds gsm8k/, math/ ...")
+        raise UsageError(
+            "No benchmark rows are known. Name a TASK, or give --data the folder that holds gsm8k/, math/ ..."
+        )
     for name in names:
         report = check_data(make_task(name), source)
         going = emit_json(report, indent=None) if as_json else emit(nested_text(report))
@@ -54,7 +56,8 @@ def check(
 def grade(
     task: Annotated[str, typer.Argument(metavar="TASK", help="See: cotune list tasks.")],
     input: Annotated[
-        str, typer.Option(metavar="rows.jsonl", help="Rows with reference and completion (CosmosQA: choices); - is stdin.")
+        str,
+        typer.Option(metavar="rows.jsonl", help="Rows with reference and completion (CosmosQA: choices); - is stdin."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Grades are always JSON lines.")] = False,
 ) -> None:

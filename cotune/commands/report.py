@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cotune.commands.run import Data, Json, Out
-from cotune.output import emit, emit_json, on_terminal
+from cotune.output import drawn, emit, emit_json
 
 Format = Literal["table", "markdown", "csv", "json", "latex"]
 Kind = Literal["strategies", "tasks", "models", "engines"]
@@ -29,7 +30,7 @@ def compare(
     groups = tables.compare(folders, baseline)
     chosen = "json" if as_json else format
     if chosen == "table":
-        text = render.plain(groups) if out else on_terminal(render.as_table(groups))
+        text = drawn(render.as_table(groups), terminal=not out and sys.stdout.isatty())
     else:
         text = {
             "markdown": render.as_markdown,

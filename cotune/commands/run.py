@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (shapes: docs/commands.md).")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only warnings.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example joint.rank=4; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example joint.rank=4; repeatable."),
 ]
 Data = Annotated[
     str | None, typer.Option(metavar="DIR", help="Folder of benchmark rows. Default: the hub, or generated rows.")
@@ -87,8 +88,8 @@ def run(
 
 def configured(file: Path | None, sets: list[str] | None, flags: dict[str, Any]) -> RunConfig:
     """Defaults < model profile < file < --set < flags, with the names looked up before anything heavy is imported."""
-    from cotune.config import parse_set, read_toml, resolve
     from cotune.catalog import check_names
+    from cotune.config import parse_set, read_toml, resolve
 
     given = {key: value for key, value in flags.items() if value is not None}
     config = resolve(read_toml(file) if file else {}, parse_set(sets or []), given)

@@ -26,6 +26,7 @@ _LATEX = {
     "Δ": r"$\Delta$",
     "–": "--",
     "…": r"\ldots{}",
+    "·": r"$\cdot$",
 }
 
 
@@ -57,5 +58,6 @@ def markdown(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """Ten special characters of LaTeX and the few signs that cotune's own tables use."""
-    return "".join(_LATEX.get(char, char) for char in text)
+    """Special characters of LaTeX and the few signs that cotune's own tables use, as one table cell."""
+    start = "{}" if text.startswith(("[", "*")) else ""  # which \\ at the end of the row before would take
+    return start + "".join(_LATEX.get(char, char) for char in text)

@@ -53,8 +53,8 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
         out.append(Sheet(title, (*header, *costs, "status"), rows, (*group.notes, *reasons)))
         crossed = tuple(_crossed(row) for row in group.rows if row.cells)
         if crossed:
-            header = ("2x2 (prompt/weights) %", *CELLS, "interaction")
-            out.append(Sheet(f"{title} · 2x2", header, crossed, ()))
+            names = ("2x2 (prompt/weights) %", *CELLS, "interaction")
+            out.append(Sheet(f"{title} · 2x2", names, crossed, ()))
     return out
 
 
@@ -64,8 +64,8 @@ def _scores(row: Row) -> tuple[str, ...]:
         row.strategy,
         ",".join(str(seed) for seed in seeds(row)),
         str(score.n) if score else "",
-        _estimate(score, ".1f") if score else "",
-        _estimate(difference, "+.1f") + ("*" if difference.excludes_zero else "") if difference else "",
+        _estimate(score, "z.1f") if score else "",
+        _estimate(difference, "+z.1f") + ("*" if difference.excludes_zero else "") if difference else "",
         *(show(cost(row, account, key)) for account, _, (key, show) in _COSTS),
         "baseline" if row.is_baseline else "" if row.status == "done" else row.status,
     )
@@ -74,7 +74,7 @@ def _scores(row: Row) -> tuple[str, ...]:
 def _crossed(row: Row) -> tuple[str, ...]:
     cells, interaction = row.cells or {}, row.interaction
     mark = "*" if interaction and interaction.excludes_zero else ""
-    shown = _estimate(interaction, "+.1f") + mark if interaction else ""
+    shown = _estimate(interaction, "+z.1f") + mark if interaction else ""
     return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), shown)
 
 
@@ -82,7 +82,7 @@ def _estimate(value: Estimate, form: str) -> str:
     text = format(100 * value.mean, form)
     if value.low is None or value.high is None:
         return text
-    return f"{text} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    return f"{text} [{100 * value.low:z.1f}, {100 * value.high:z.1f}]"
 
 
 def _count(value: float | None) -> str:
@@ -127,7 +127,8 @@ def as_table(groups: Sequence[Group]) -> Callable[[Console], None]:
                 show_edge=False,
             )
             for i, name in enumerate(sheet.header):
-                table.add_column(Text(escape.clean(name)), justify="right" if i else "left")
+                name = name.replace(" ", "\n", 1) if name.startswith(("tuning ", "measuring ")) else name
+                table.add_column(Text(escape.clean(name, newlines=True)), justify="right" if i else "left")
             for row in sheet.rows:
                 table.add_row(*(Text(escape.clean(cell)) for cell in row))
             console.print(table)

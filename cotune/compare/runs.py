@@ -62,7 +62,9 @@ def read_all(paths: Iterable[Path]) -> list[Run]:
     Raises UsageError for a path that does not exist or holds no run.
     """
     folders = {folder.resolve(): folder for folder in run_folders(paths)}
-    return sorted((read_run(folder) for folder in folders.values()), key=lambda r: (r.task, r.model, r.strategy, r.name))
+    return sorted(
+        (read_run(folder) for folder in folders.values()), key=lambda r: (r.task, r.model, r.strategy, r.name)
+    )
 
 
 def read_run(folder: Path) -> Run:
@@ -84,7 +86,7 @@ def read_run(folder: Path) -> Run:
         return Run(name, "done", "", config, summary, scores, cells)
     except CotuneError as error:
         return Run(name, "damaged", str(error), config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RecursionError, OSError) as error:
         config = config if isinstance(config, dict) else {}
         return Run(name, "damaged", f"{type(error).__name__}: {error}".splitlines()[0], config)
 

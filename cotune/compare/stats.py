@@ -43,7 +43,8 @@ def wilson(mean: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, 
     centre = mean + z * z / (2 * n)
     half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # At a mean of 0 or 1 one end is the mean itself, which rounding may just miss.
+    return max(0.0, min(mean, (centre - half) / scale)), min(1.0, max(mean, (centre + half) / scale))
 
 
 def mean_score(scores: Sequence[float]) -> Estimate:

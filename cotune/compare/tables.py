@@ -110,11 +110,8 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], wanted: str) -> Group
     elif sum(runs_[0].strategy == wanted for runs_ in pooled.values()) > 1:
         notes.append(f"Several variants of {wanted}: differences are to {base}.")
     rows = [_row(label, pooled[label], pooled[base] if base else [], label == base) for label in order]
-    rows += [
-        Row(labels[run], run.status, (run,), run.reason)
-        for run in sorted(runs, key=lambda r: (_rank(r.strategy), labels[r], r.seed or 0, r.name))
-        if run.status != "done"
-    ]
+    rows += [Row(labels[run], run.status, (run,), run.reason) for run in runs if run.status != "done"]
+    rows.sort(key=lambda r: (_rank(r.runs[0].strategy), r.strategy, r.status != "done", r.runs[0].seed or 0))
     metric = str(done[0].summary["headline"]) if done else "score"
     return Group(*key, metric, base, tuple(rows), tuple(notes))
 

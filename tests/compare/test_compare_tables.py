@@ -1,0 +1,192 @@
+"""Which runs stand side by side, and the numbers of each row, against hand-computed values."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from reference.run_folders import write_run
+
+from cotune.compare.tables import Group, Row, compare, cost, record
+from cotune.errors import UsageError
+
+BASE = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0}
+BETTER = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}
+
+
+def only(groups: list[Group]) -> Group:
+    assert len(groups) == 1
+    return groups[0]
+
+
+def row(group: Group, strategy: str) -> Row:
+    found = [r for r in group.rows if r.strategy == strategy]
+    assert len(found) == 1, [r.strategy for r in group.rows]
+    return found[0]
+
+
+def test_score_and_paired_difference(tmp_path: Path) -> None:
+    write_run(tmp_path, "zero-shot", BASE)
+    write_run(tmp_path, "lora-only", BETTER, tuning={"tokens": 100, "flops": 5e9, "seconds": 3.5})
+    group = only(compare([tmp_path]))
+    assert (group.task, group.model, group.engine, group.baseline) == (
+        "micro-gsm8k", "tiny", "transformers", "zero-shot",
+    )  # fmt: skip
+    assert [r.strategy for r in group.rows] == ["zero-shot", "lora-only"]
+    base, ours = group.rows
+    assert base.is_baseline
+    assert base.difference is None
+    assert base.score is not None
+    assert base.score.mean == 0.25
+    assert ours.difference is not None
+    assert ours.difference.mean == 0.5  # 1, 0, 0, 1
+    half = 3.182446305284263 * math.sqrt(1 / 3) / 2
+    assert ours.difference.low == pytest.approx(0.5 - half)
+    assert (cost(ours, "tuning", "tokens"), cost(ours, "tuning", "seconds")) == (100, 3.5)
+
+
+def test_pairing_is_by_id_not_by_position(tmp_path: Path) -> None:
+    """The same test set in one order; the scores are looked up, so an equal run differs by exactly nothing."""
+    write_run(tmp_path, "zero-shot", BETTER)
+    write_run(tmp_path, "prompt-only", dict(BETTER))
+    difference = row(only(compare([tmp_path])), "prompt-only").difference
+    assert difference is not None
+    assert (difference.mean, difference.low, difference.high) == (0.0, None, None)
+
+
+def test_seeds_of_one_strategy_are_pooled_example_by_example(tmp_path: Path) -> None:
+    write_run(tmp_path, "zero-shot", BASE)
+    write_run(tmp_path, "joint", BETTER, seed=0, tuning={"tokens": 100})
+    write_run(tmp_path, "joint", BASE, seed=1, tuning={"tokens": 300})
+    group = only(compare([tmp_path]))
+    ours = row(group, "joint")
+    assert len(ours.runs) == 2
+    assert ours.score is not None
+    assert (ours.score.mean, ours.score.n) == (0.5, 4)  # (0.75 + 0.25) / 2, over four examples, not eight
+    assert ours.difference is not None
+    assert ours.difference.mean == 0.25  # 0.5, 0, 0, 0.5
+    assert cost(ours, "tuning", "tokens") == 200
+    flat = record(group, ours)
+    assert (flat["seeds"], flat["runs"], flat["correct"], flat["wrong"]) == ([0, 1], 2, 4, 4)
+
+
+def test_two_by_two_and_interaction(tmp_path: Path) -> None:
+    ones, zeros = dict.fromkeys("abcd", 1.0), dict.fromkeys("abcd", 0.0)
+    cells = {"seed/base": zeros, "tuned/base": BASE, "seed/tuned": {**zeros, "a": 1.0}}
+    write_run(tmp_path, "sequential", ones, cells=cells)
+    ours = row(only(compare([tmp_path])), "sequential")
+    assert ours.cells == {"seed/base": 0.0, "tuned/base": 0.25, "seed/tuned": 0.25, "tuned/tuned": 1.0}
+    assert ours.interaction is not None
+    assert ours.interaction.mean == 0.5  # per example both - prompt - weights + neither: 0, 1, 0, 1
+    half = 3.182446305284263 * math.sqrt(1 / 3) / 2
+    assert ours.interaction.high == pytest.approx(0.5 + half)
+
+
+def test_every_run_that_is_not_done_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    write_run(tmp_path, "zero-shot", BASE)
+    write_run(tmp_path, "joint", status="failed", reason="loss is NaN at step 3")
+    write_run(tmp_path, "lora-only", status="no-data", reason="no accepted rollouts")
+    write_run(tmp_path, "sequential", status=None)
+    (write_run(tmp_path, "prompt-only", BETTER) / "predictions.jsonl").write_text('{"id": "a", "score": 1}\n')
+    group = only(compare([tmp_path]))
+    assert {r.strategy: r.status for r in group.rows} == {
+        "zero-shot": "done",
+        "prompt-only": "damaged",
+        "lora-only": "no-data",
+        "sequential": "unfinished",
+        "joint": "failed",
+    }
+    assert row(group, "joint").reason == "loss is NaN at step 3"
+    assert "1 rows but the summary says n = 4" in row(group, "prompt-only").reason
+    flat = record(group, row(group, "joint"))
+    numbers = {k: v for k, v in flat.items() if k not in ("task", "model", "engine", "strategy", "status", "runs")}
+    assert {v for k, v in numbers.items() if k not in ("seeds", "run_names", "reason")} == {None}  # empty, never 0
+
+
+def test_a_failed_seed_does_not_hide_among_the_finished(tmp_path: Path) -> None:
+    write_run(tmp_path, "joint", BETTER, seed=0)
+    write_run(tmp_path, "joint", status="failed", reason="killed", seed=1)
+    assert [(r.status, len(r.runs)) for r in only(compare([tmp_path])).rows] == [("done", 1), ("failed", 1)]
+
+
+@pytest.mark.parametrize(
+    ("field", "word"),
+    [
+        ("data_digest", "data"),
+        ("test_ids_digest", "test examples"),
+        ("decoding_digest", "decoding"),
+        ("grader_version", "grader version"),
+    ],
+)
+def test_mixtures_are_refused_naming_runs_and_difference(tmp_path: Path, field: str, word: str) -> None:
+    write_run(tmp_path, "zero-shot", BASE, name="one")
+    if field == "test_ids_digest":
+        write_run(tmp_path, "joint", {**BASE, "e": 1.0}, name="two")
+    else:
+        write_run(tmp_path, "joint", BASE, name="two", comparable={field: "other"})
+    with pytest.raises(UsageError, match=rf"because their {word} differ.*one.*two|{word} differ.*two.*one"):
+        compare([tmp_path])
+
+
+def test_unlike_runs_of_different_tasks_or_models_are_groups(tmp_path: Path) -> None:
+    write_run(tmp_path, "zero-shot", BASE, task="micro-math", comparable={"data_digest": "m"})
+    write_run(tmp_path, "zero-shot", BASE)
+    write_run(tmp_path, "zero-shot", BASE, model="tiny-4m")
+    assert [(g.task, g.model) for g in compare([tmp_path])] == [
+        ("micro-gsm8k", "tiny"),
+        ("micro-gsm8k", "tiny-4m"),
+        ("micro-math", "tiny"),
+    ]
+
+
+def test_a_run_that_never_chose_its_engine_stands_beside_its_siblings(tmp_path: Path) -> None:
+    write_run(tmp_path, "zero-shot", BASE)
+    write_run(tmp_path, "joint", status="failed", reason="no such model")
+    assert len(only(compare([tmp_path])).rows) == 2
+
+
+def test_variants_of_one_strategy_are_rows_of_their_own(tmp_path: Path) -> None:
+    write_run(tmp_path, "sequential", BASE, settings={"sequential": {"stages": "w,p"}})
+    write_run(tmp_path, "sequential", BETTER)
+    write_run(tmp_path, "sequential", BETTER, seed=1)
+    rows = only(compare([tmp_path])).rows
+    assert [(r.strategy, len(r.runs)) for r in rows] == [
+        ("sequential (sequential.stages=p,w,p)", 2),
+        ("sequential (sequential.stages=w,p)", 1),
+    ]
+
+
+def test_settings_that_a_strategy_does_not_read_make_no_variant(tmp_path: Path) -> None:
+    write_run(tmp_path, "zero-shot", BASE)
+    write_run(tmp_path, "zero-shot", BASE, settings={"joint": {"rank": 4}, "runner": {"batch_size": 4}})
+    assert len(only(compare([tmp_path])).rows) == 1
+
+
+def test_baseline_can_be_chosen_and_a_missing_one_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path, "prompt-only", BASE)
+    write_run(tmp_path, "joint", BETTER)
+    group = only(compare([tmp_path]))
+    assert group.baseline == "prompt-only"
+    assert group.notes == ("No finished run of zero-shot: differences are to prompt-only.",)
+    assert only(compare([tmp_path], "joint")).baseline == "joint"
+    with pytest.raises(UsageError, match="No run has the strategy 'lora-only'. Give --baseline one of: prompt-only, joint"):
+        compare([tmp_path], "lora-only")
+
+
+def test_a_folder_given_twice_counts_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "joint", BETTER)
+    assert len(only(compare([tmp_path, folder, tmp_path / "." / folder.name])).rows[0].runs) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '"x"', '{"strategy": "joint"}', "\x00\x01", "[" * 10_000])
+def test_a_config_that_is_no_config_is_a_damaged_run(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    assert [r.status for g in compare([tmp_path]) for r in g.rows] == ["damaged"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"status": "done"}', '{"status": 3}', '{"status":"done","n":0}'])
+def test_a_summary_that_is_none_is_a_damaged_run(tmp_path: Path, content: str) -> None:
+    (write_run(tmp_path, "joint", BETTER) / "summary.json").write_text(content)
+    assert [r.status for r in only(compare([tmp_path])).rows if r.status == "done"] == []
