@@ -1,0 +1,141 @@
+"""The prompt-search loop on a fake engine whose accuracy is a known function of the instruction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from toy import Sums, bench, example, fake, instruction_of, of_kind, question_of
+
+from cotune.bench import Bench
+from cotune.engines.base import Sampling
+from cotune.engines.fake import FakeEngine
+from cotune.models.base import BaseModel, load
+from cotune.search import Board, PromptSearch, Proposal, Scored, hopeless, size
+from cotune.values import Demonstration, Event, Prompt
+
+EXAMPLES = [example(i) for i in range(32)]
+START = Prompt("start 0.5")
+SAMPLING = Sampling(16)
+
+
+@pytest.fixture(scope="module")
+def base(random_model_dir: Path) -> BaseModel:
+    return load(str(random_model_dir), device="cpu", dtype="float32")
+
+
+def share(rendered: str, adapter: str | None) -> float:
+    return float(instruction_of(rendered).rsplit(" ", 1)[1])
+
+
+class Listed:
+    """Proposes given texts and notes what it was shown."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+        self.shown: list[Scored] = []
+        self.best: Prompt | None = None
+
+    def propose(self, round: int, history: Sequence[Scored], best: Prompt, bench: Bench) -> list[Proposal]:
+        self.shown, self.best = list(history), best
+        return [Proposal(Prompt(t), "listed") for t in self.texts]
+
+
+def searching(
+    base: BaseModel, engine: FakeEngine, events: list[Event], tokens: int | None = None, minibatch: int = 8
+) -> PromptSearch:
+    at = bench(base, engine, tokens=tokens, events=events)
+    board = Board(Sums(), EXAMPLES, None, SAMPLING, at)
+    reject = {"never 1.0": "banned"}
+    return PromptSearch(START, board, minibatch, lambda p: reject.get(p.prompt.instruction), at)
+
+
+def test_hopeless_by_hand() -> None:
+    zeros, ones = [0.0] * 16, [1.0] * 16
+    assert hopeless(zeros, ones)
+    assert not hopeless(ones, zeros)
+    assert not hopeless(zeros, zeros)
+    assert not hopeless([0.0], [1.0])  # one example decides nothing
+    # One loss in 16: mean -1/16, standard error 1/16, upper bound (1.645 - 1) / 16 > 0.
+    assert not hopeless([0.0] + [1.0] * 15, ones)
+    # Four losses in 16: mean -0.25, deviation sqrt(0.2), upper bound -0.25 + 1.645 * 0.1118 = -0.066.
+    assert hopeless([0.0] * 4 + [1.0] * 12, ones)
+    # Only the common prefix is paired.
+    assert hopeless(zeros, [1.0] * 99)
+
+
+def test_bad_candidates_cost_one_minibatch_and_nothing_runs_twice(base: BaseModel) -> None:
+    engine, events = fake(share), list[Event]()
+    search = searching(base, engine, events)
+    assert search.run([Listed("bad 0.0", "good 0.9", "middling 0.45"), Listed("best 1.0", "good 0.9")])
+    runs = Counter(instruction_of(r.prompt) for r in engine.calls)
+    assert runs["bad 0.0"] == 8
+    assert runs["start 0.5"] == runs["good 0.9"] == runs["best 1.0"] == 32
+    assert max(Counter((instruction_of(r.prompt), question_of(r.prompt)) for r in engine.calls).values()) == 1
+    assert [s.prompt.instruction for s in search.ranking()][:2] == ["best 1.0", "good 0.9"]
+    assert search.ranking()[0].score == 1.0
+
+
+def test_minibatches_are_the_same_examples_for_all(base: BaseModel) -> None:
+    engine = fake(share)
+    searching(base, engine, []).run([Listed("bad 0.0", "worse 0.01")])
+    asked = {
+        text: [question_of(r.prompt) for r in engine.calls if instruction_of(r.prompt) == text]
+        for text in ("start 0.5", "bad 0.0", "worse 0.01")
+    }
+    assert asked["bad 0.0"] == asked["worse 0.01"] == asked["start 0.5"][:8] == [e.question for e in EXAMPLES[:8]]
+
+
+def test_proposers_see_everything_scored_ascending_and_the_best(base: BaseModel) -> None:
+    second = Listed("end 0.7")
+    searching(base, fake(share), []).run([Listed("bad 0.0", "good 0.9"), second])
+    scores = [s.score for s in second.shown]
+    assert scores == sorted(scores)
+    assert {s.prompt.instruction: s.n for s in second.shown} == {"bad 0.0": 8, "start 0.5": 32, "good 0.9": 32}
+    assert second.best == Prompt("good 0.9")
+
+
+def test_rejected_proposals_are_counted_and_never_run(base: BaseModel) -> None:
+    engine, events = fake(share), list[Event]()
+    searching(base, engine, events).run([Listed("never 1.0", "good 0.9", "good 0.9", "start 0.5")])
+    [round_] = of_kind(events, "round")
+    assert round_["proposed"] == 4
+    assert round_["rejected"] == {"banned": 1, "duplicate": 2}
+    assert round_["rejected_share"] == 0.75
+    assert "never 1.0" not in {instruction_of(r.prompt) for r in engine.calls}
+    candidates = of_kind(events, "candidate")
+    assert [(c["text"], c["round"], c["n"], c["dropped"]) for c in candidates] == [
+        ("start 0.5", 0, 32, False),
+        ("good 0.9", 1, 32, False),
+    ]
+
+
+def test_an_empty_round_is_a_round(base: BaseModel) -> None:
+    events: list[Event] = []
+    assert searching(base, fake(share), events).run([Listed()])
+    assert of_kind(events, "round")[0]["rejected_share"] == 0.0
+
+
+def test_ties_go_to_the_shorter_prompt(base: BaseModel) -> None:
+    search = searching(base, fake(share), [])
+    search.run([Listed("a much longer one 0.9", "short 0.9")])
+    assert search.ranking()[0].prompt.instruction == "short 0.9"
+    assert size(Prompt("ab", (Demonstration("cde", "f"),))) == 6
+
+
+def test_an_exhausted_budget_keeps_what_ran_in_full(base: BaseModel) -> None:
+    free = searching(base, fake(share), events := [])
+    free.run([Listed("good 0.9"), Listed("best 1.0")])
+    spent = [r["tuning_tokens"] for r in of_kind(events, "round")]
+
+    events = []
+    search = searching(base, fake(share), events, tokens=sum(spent) // 2)
+    assert not search.run([Listed("good 0.9"), Listed("best 1.0")])
+    assert search.ranking()[0].prompt.instruction == "good 0.9"
+    assert of_kind(events, "budget")[0]["where"] == "search"
+
+    nothing = searching(base, fake(share), [], tokens=10)
+    assert not nothing.run([Listed("good 0.9")])
+    assert nothing.ranking() == nothing.history() == []
