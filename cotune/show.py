@@ -20,8 +20,8 @@ from cotune.wording import summary_lines
 EXAMPLES = 10
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
-# The curves: event kind -> the number in it. One curve per stage.
-_CURVES = {"step": ("loss",), "candidate": ("score", "val_score"), "round": ("score", "best"), "val": ("score",)}
+# What makes a curve: these numbers, and whatever ends in "loss", of any kind of event.
+_CURVES = ("score", "val_score", "best", "mean_score")
 
 
 def story(path: Path) -> dict[str, Any]:
@@ -78,15 +78,22 @@ def _differences(config: Mapping[str, Any], default: Any, prefix: str = "") -> I
 
 
 def curves(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One learning curve per stage and kind of event, values in order of time."""
+    """One learning curve per stage, kind of event and number that comes more than once, in order of time.
+
+    Candidates that were dropped early are left out: their score is over fewer examples.
+    """
     found: dict[tuple[str, str, str], list[float]] = {}
     for event in events:
-        kind = str(event.get("kind"))
-        for key in _CURVES.get(kind, ()):
-            value = event.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found.setdefault((str(event.get("stage", "")), kind, key), []).append(float(value))
-    return [{"stage": stage, "kind": kind, "key": key, "values": v} for (stage, kind, key), v in found.items()]
+        name = f"{event.get('kind')} {event.get('training', '')}".strip()
+        for key, value in event.items():
+            wanted = key in _CURVES or key.endswith("loss")
+            if wanted and not event.get("dropped") and isinstance(value, int | float):
+                found.setdefault((str(event.get("stage", "")), name, key), []).append(float(value))
+    return [
+        {"stage": stage, "kind": kind, "key": key, "values": values}
+        for (stage, kind, key), values in found.items()
+        if len(values) > 1
+    ]
 
 
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
@@ -110,7 +117,7 @@ def text(told: Mapping[str, Any]) -> str:
         values = curve["values"]
         name = " ".join(filter(None, (curve["stage"], curve["kind"], curve["key"])))
         ends = f"{values[0]:.4g} -> {values[-1]:.4g}, {len(values)} values"
-        lines.append(f"  {name:<28} {sparkline(values)}  {ends}")
+        lines.append(f"  {name:<32} {sparkline(values)}  {ends}")
     lines += ["", *_tuned(told["tuned"])]
     if told["examples"]:
         lines += ["", f"first {len(told['examples'])} test rows"]

@@ -170,7 +170,9 @@ def test_baseline_can_be_chosen_and_a_missing_one_is_said(tmp_path: Path) -> Non
     assert group.baseline == "prompt-only"
     assert group.notes == ("No finished run of zero-shot: differences are to prompt-only.",)
     assert only(compare([tmp_path], "joint")).baseline == "joint"
-    with pytest.raises(UsageError, match="No run has the strategy 'lora-only'. Give --baseline one of: prompt-only, joint"):
+    with pytest.raises(
+        UsageError, match="No run has the strategy 'lora-only'. Give --baseline one of: prompt-only, joint"
+    ):
         compare([tmp_path], "lora-only")
 
 
@@ -186,7 +188,9 @@ def test_a_config_that_is_no_config_is_a_damaged_run(tmp_path: Path, content: st
     assert [r.status for g in compare([tmp_path]) for r in g.rows] == ["damaged"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", '{"status": "done"}', '{"status": 3}', '{"status":"done","n":0}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", '{"status": "done"}', '{"status": 3}', '{"status":"done","n":0}']
+)
 def test_a_summary_that_is_none_is_a_damaged_run(tmp_path: Path, content: str) -> None:
     (write_run(tmp_path, "joint", BETTER) / "summary.json").write_text(content)
     assert [r.status for r in only(compare([tmp_path])).rows if r.status == "done"] == []
