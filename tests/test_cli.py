@@ -1,4 +1,4 @@
-"""The command line from outside: exit codes, one-sentence errors, clean streams. Slow commands are in test_cli_run.py."""
+"""The command line from outside: exit codes, one-sentence errors, clean streams. Models: test_cli_run.py."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("args", [["frobnicate"], ["run", "--frob"], ["list"], ["list", "cats"], ["compare"], ["data"],
-                                  ["compare", "x", "--format", "pdf"], ["run", "--seed", "x"], ["run", "--limit-test", "0"],
+                                  ["compare", "x", "--format", "pdf"], ["run", "--seed", "x"],
+                                  ["run", "--limit-test", "0"],
                                   ["study", "x", "--jobs", "0"], ["grade", "gsm8k"]])  # fmt: skip
 def test_wrong_usage_is_exit_code_2_on_stderr(args: list[str]) -> None:
     result = cotune(*args)
