@@ -1,0 +1,168 @@
+"""The fold over stages, with real stages on a fake engine and with scripted ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from toy import bench, fake, instruction_of, of_kind, problem
+
+from cotune.bench import Bench
+from cotune.config import resolve
+from cotune.models.base import BaseModel, load
+from cotune.models.lora import LoraFactors
+from cotune.strategies.base import Fixed, NoData, Problem
+from cotune.strategies.sequential import Sequential
+from cotune.values import Demonstration, Event, Prompt, Tuned
+
+START = Fixed(Prompt("Add the numbers."))
+ADAPTER = LoraFactors({"model.layers.0.self_attn.q_proj": (torch.ones(1, 64), torch.ones(64, 1))}, 1.0)
+
+
+@pytest.fixture(scope="module")
+def base(random_model_dir: Path) -> BaseModel:
+    return load(str(random_model_dir), device="cpu", dtype="float32")
+
+
+@dataclass
+class Scripted:
+    """Notes what it starts from; changes its lever, or nothing when told that it may not."""
+
+    lever: str
+    levers: ClassVar[frozenset[str]] = frozenset()
+    allowed: bool = True
+
+    @classmethod
+    def from_config(cls, config: Any) -> Scripted:
+        raise NotImplementedError
+
+    def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
+        assert isinstance(start, Fixed)
+        seen.append((bench.stage, start))
+        if not self.allowed:
+            return start
+        if self.lever == "p":
+            return replace(start, prompt=Prompt(f"{start.prompt.instruction}+", (Demonstration("q", "a"),)))
+        return replace(start, adapter=ADAPTER)
+
+
+seen: list[tuple[str, Fixed]] = []
+
+
+def scripted(kinds: str, restart: bool = True, **stages: Scripted) -> Sequential:
+    seen.clear()
+    return Sequential(kinds.split(","), {"p": Scripted("p"), "w": Scripted("w")} | stages, restart, 4)
+
+
+def run(strategy: Sequential, base: BaseModel, events: list[Event] | None = None) -> Fixed:
+    at = bench(base, fake(lambda rendered, adapter: 0.5), events=events)
+    tuned = strategy.tune(START, problem(base), at.at("tune"))
+    assert isinstance(tuned, Fixed)
+    return tuned
+
+
+def test_a_later_prompt_stage_restarts_from_the_original_prompt_with_the_adapter_so_far(base: BaseModel) -> None:
+    tuned = run(scripted("p,w,p"), base)
+    assert [(stage, s.prompt.instruction, s.adapter) for stage, s in seen] == [
+        ("tune/0-p", "Add the numbers.", None),
+        ("tune/1-w", "Add the numbers.+", None),
+        ("tune/2-p", "Add the numbers.", ADAPTER),
+    ]
+    assert seen[1][1].prompt.demonstrations  # what to do with them is the stage's own option
+    assert (tuned.prompt.instruction, tuned.adapter) == ("Add the numbers.+", ADAPTER)
+
+
+def test_without_restart_it_goes_on_from_the_last_prompt(base: BaseModel) -> None:
+    assert run(scripted("p,w,p", restart=False), base).prompt.instruction == "Add the numbers.++"
+    assert run(scripted("p,p", restart=False), base).prompt.instruction == "Add the numbers.++"
+    assert run(scripted("p,p"), base).prompt.instruction == "Add the numbers.+"
+
+
+@pytest.mark.parametrize("kinds", ["p,w", "w,p", "w,w", "w", "p"])
+def test_any_order(kinds: str, base: BaseModel) -> None:
+    tuned = run(scripted(kinds), base)
+    assert (tuned.adapter is not None) == ("w" in kinds)
+    assert (tuned.prompt != START.prompt) == ("p" in kinds)
+
+
+def test_a_restarted_stage_that_could_do_nothing_does_not_lose_the_prompt(base: BaseModel) -> None:
+    @dataclass
+    class OnlyOnce(Scripted):
+        def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
+            return super().tune(start, problem, bench) if bench.stage.endswith("0-p") else start
+
+    tuned = run(scripted("p,w,p", p=OnlyOnce("p")), base)
+    assert (tuned.prompt.instruction, tuned.adapter) == ("Add the numbers.+", ADAPTER)
+    assert run(scripted("p,w,p", p=Scripted("p", allowed=False), w=Scripted("w", allowed=False)), base) == START
+
+
+def test_every_stage_is_reported_at_no_cost_to_tuning(base: BaseModel) -> None:
+    events: list[Event] = []
+    run(scripted("p,w,p"), base, events)
+    results = of_kind(events, "stage-result")
+    assert [(r["stage"], r["strategy"], r["val_n"]) for r in results] == [
+        ("tune/0-p", "prompt-only", 4),
+        ("tune/1-w", "lora-only", 4),
+        ("tune/2-p", "prompt-only", 4),
+    ]
+    assert all(r["tuning_tokens"] == 0 for r in results)
+
+
+SMALL: dict[str, Any] = {
+    "strategy": "sequential",
+    "model": "x",
+    "task": "micro-gsm8k",
+    "prompt": {"proposer": "edits", "rounds": 1, "candidates": 4, "demonstration_sets": 1, "search_examples": 8},
+    "weights": {
+        "source": "self",
+        "rank": 2,
+        "alpha": 4.0,
+        "target_modules": "all-linear",
+        "epochs": 1,
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+    },
+}
+
+
+def real(stages: str) -> Sequential:
+    return Sequential.from_config(resolve(SMALL, {"sequential": {"stages": stages}, "prompt": {"choice_examples": 6}}))
+
+
+@pytest.mark.parametrize("stages", ["p,w,p", "w,p", "p,p", "w,w"])
+def test_real_stages(stages: str, base: BaseModel) -> None:
+    def share(rendered: str, adapter: str | None) -> float:
+        return 0.3 + 0.3 * ("step" in instruction_of(rendered)) + 0.3 * (adapter is not None)
+
+    results: list[Fixed] = []
+    for _ in range(2):
+        events: list[Event] = []
+        tuned = real(stages).tune(START, problem(base, train=16, val=6), bench(base, fake(share), events=events))
+        assert isinstance(tuned, Fixed)
+        results.append(tuned)
+    assert (tuned.adapter is not None) == ("w" in stages)
+    assert len(of_kind(events, "stage-result")) == len(stages.split(","))
+    assert results[0].prompt == results[1].prompt
+    if results[0].adapter and results[1].adapter:
+        assert results[0].adapter.digest == results[1].adapter.digest
+
+
+def test_no_accepted_rollouts_is_no_data_not_a_prompt_only_result(base: BaseModel) -> None:
+    """Sheet 01: weights first is undefined for a model that solves nothing zero-shot."""
+    at = bench(base, fake(lambda rendered, adapter: 0.0))
+    with pytest.raises(NoData):
+        real("w,p").tune(START, problem(base, train=8, val=4), at)
+    with pytest.raises(NoData):
+        real("p,w").tune(START, problem(base, train=8, val=4), at)
+
+
+def test_from_config_hands_in_the_stages() -> None:
+    made = real("w,p")
+    assert made.kinds == ["w", "p"]
+    assert {kind: type(s).__name__ for kind, s in made.stages.items()} == {"p": "PromptOnly", "w": "LoraOnly"}
+    assert set(real("p,p").stages) == {"p"}
+    assert made.restart and made.levers == {"prompt", "weights"}
