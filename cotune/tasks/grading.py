@@ -205,14 +205,15 @@ def read_choice(text: str, choices: tuple[str, ...]) -> str | None:
 
     `B`, `(B)`, `B. went home`, `went home` and `1` all mean B when the second choice is "went home".
     """
-    letter = re.match(r"\W*(?:option|choice)?\W*([A-Da-d])(?:\W*$|[).:]|\s*[-\u2013\u2014]\s)", text, re.IGNORECASE)
+    start = re.sub(r"^\W*(?:(?:option|choice)\b\W*)?", "", text[:200], flags=re.IGNORECASE)
+    letter = re.match(r"([A-D])(?:\W*$|[).:*,;]|\s*[-\u2013\u2014]\s|\s+(?:because|since)\b)", start, re.IGNORECASE)
     if letter:
         return letter[1].upper()
     plain = _plain(text)
     for name, choice in zip(LETTERS, choices, strict=False):
         if plain and plain == _plain(choice):
             return name
-    index = re.fullmatch(r"\W*(?:option|choice)?\W*([0-3])\W*", text, re.IGNORECASE)
+    index = re.match(r"([0-3])(?:\W*$|[).:])", start) if len(text) < 200 else None
     return LETTERS[int(index[1])] if index else None
 
 
