@@ -1,7 +1,8 @@
 """How long `cotune --help` takes against the smallest program with the same libraries: ratio of medians.
 
-The other program imports typer and rich's console, has one command and typer's own (Rich) help; ours is plain. Runs alternate, so that a busy machine slows
-both alike. Fails above a ratio of 2, which is about what one careless import of pandas or pydantic costs.
+The other program imports typer and rich's console, has one command and typer's own (Rich) help; ours is plain. Runs
+alternate, so that a busy machine slows both alike. Fails above a ratio of 2, which is about what one careless import
+of pandas or pydantic costs.
 """
 
 from __future__ import annotations

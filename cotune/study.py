@@ -37,6 +37,9 @@ class Experiment:
     reason: str = ""
 
 
+Work = Callable[[Experiment, Path], dict[str, Any]]
+
+
 def experiments(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
     """What a file, or the `.toml` files of a folder by name, stand for; each run once.
 
@@ -73,17 +76,22 @@ def finished(experiment: Experiment, out: Path) -> dict[str, Any] | None:
         summary = read_json(path)
     except UsageError:
         return None
-    return _row(experiment, summary, 0.0, skipped=True) if summary.get("status") in FINAL else None
+    return row_of(experiment, summary, 0.0, skipped=True) if summary.get("status") in FINAL else None
 
 
 def run_all(
-    planned: Sequence[Experiment], out: Path, jobs: int, report: Callable[[dict[str, Any]], None]
+    planned: Sequence[Experiment],
+    out: Path,
+    jobs: int,
+    report: Callable[[dict[str, Any]], None],
+    work: Work | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not finished, `jobs` at a time; one row per experiment, in the order of `planned`.
 
     A failed run is a row with status "failed" and its reason. Never raises for a run; KeyboardInterrupt ends the
-    workers and is passed on (each run continues when it is started again).
+    workers and is passed on (each run continues when it is started again). `work` makes one run in a worker process.
     """
+    work = work or run_one
     rows: dict[Experiment, dict[str, Any]] = {}
 
     def tell(experiment: Experiment, row: dict[str, Any]) -> None:
@@ -93,20 +101,24 @@ def run_all(
     todo = []
     for experiment in planned:
         if experiment.config is None:
-            tell(experiment, _row(experiment, {"status": "failed", "reason": experiment.reason}))
+            tell(experiment, row_of(experiment, {"status": "failed", "reason": experiment.reason}))
         elif row := finished(experiment, out):
             tell(experiment, row)
         else:
             todo.append(experiment)
-    for experiment in _in_workers(todo, out, jobs, tell):
+    for experiment in _in_workers(todo, out, jobs, tell, work):
         # A worker died and its pool with it. Which run killed it is not known, so each gets a process of its own.
-        if _in_workers([experiment], out, 1, tell):
-            tell(experiment, _row(experiment, {"status": "failed", "reason": DIED}))
+        if _in_workers([experiment], out, 1, tell, work):
+            tell(experiment, row_of(experiment, {"status": "failed", "reason": DIED}))
     return [rows[experiment] for experiment in planned]
 
 
 def _in_workers(
-    todo: Sequence[Experiment], out: Path, jobs: int, tell: Callable[[Experiment, dict[str, Any]], None]
+    todo: Sequence[Experiment],
+    out: Path,
+    jobs: int,
+    tell: Callable[[Experiment, dict[str, Any]], None],
+    work: Work,
 ) -> list[Experiment]:
     """Run in worker processes; returns those that have no result because a worker died."""
     if not todo:
@@ -115,7 +127,7 @@ def _in_workers(
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_begin_worker) as pool:
         try:
-            futures: dict[Future[dict[str, Any]], Experiment] = {pool.submit(_work, e, out): e for e in todo}
+            futures: dict[Future[dict[str, Any]], Experiment] = {pool.submit(work, e, out): e for e in todo}
             for future in as_completed(futures):
                 try:
                     tell(futures[future], future.result())
@@ -134,7 +146,8 @@ def _begin_worker() -> None:
     os.dup2(2, 1)  # results are printed by the parent alone
 
 
-def _work(experiment: Experiment, out: Path) -> dict[str, Any]:
+def run_one(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """The row of one run, made here and now. Whatever goes wrong in it is its reason."""
     from cotune import experiment as composition
     from cotune.progress import listener
 
@@ -147,12 +160,13 @@ def _work(experiment: Experiment, out: Path) -> dict[str, Any]:
         reason = str(error) if isinstance(error, CotuneError) else f"{type(error).__name__}: {error}"
         summary = {"status": "failed", "reason": reason}
     sys.stdout.flush()
-    return _row(experiment, summary, time.monotonic() - began)
+    return row_of(experiment, summary, time.monotonic() - began)
 
 
-def _row(
+def row_of(
     experiment: Experiment, summary: Mapping[str, Any], seconds: float = 0.0, skipped: bool = False
 ) -> dict[str, Any]:
+    """What is reported of one run; `summary` needs no more than a status."""
     config = experiment.config
     return {
         "experiment": experiment.source,

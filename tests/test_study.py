@@ -1,0 +1,107 @@
+"""A study: what an experiment file stands for, and that no run can take another with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference.run_folders import write_run
+
+from cotune.errors import UsageError
+from cotune.study import DIED, Experiment, combinations, experiments, row_of, run_all
+
+FILE = 'model = "tiny"\ntask = ["micro-gsm8k", "micro-math"]\nstrategy = ["zero-shot", "joint"]\nseed = [0, 1]\n'
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def note_run(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Stands for a run: leaves a file; joint runs kill their process, or fail, as the config asks."""
+    assert experiment.config is not None
+    with (out / experiment.config.run_name).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if experiment.config.seed_instruction == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    status = (
+        {"status": "failed", "reason": "asked to"}
+        if experiment.config.seed_instruction == "fail"
+        else {"status": "done"}
+    )
+    return row_of(experiment, status)
+
+
+def test_lists_stand_for_every_combination(tmp_path: Path) -> None:
+    planned = experiments(write(tmp_path / "x.toml", FILE), {"limit_test": 5})
+    told = [(e.config.task, e.config.strategy, e.config.seed) for e in planned if e.config]
+    assert told == [(t, s, n) for t in ("micro-gsm8k", "micro-math") for s in ("zero-shot", "joint") for n in (0, 1)]
+    assert all(e.config and e.config.limit_test == 5 for e in planned)
+    assert combinations({"seed": [], "task": "math"}) == []
+    assert combinations({"joint": {"rank": 2}}) == [{"joint": {"rank": 2}}]
+
+
+def test_a_folder_is_its_files_by_name_each_run_once(tmp_path: Path) -> None:
+    write(tmp_path / "b.toml", 'model = "tiny"\ntask = "micro-math"\nstrategy = ["joint", "zero-shot"]')
+    write(tmp_path / "a.toml", 'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"')
+    write(tmp_path / "readme.md", "not an experiment")
+    planned = experiments(tmp_path, {})
+    assert [(e.source, e.config.strategy) for e in planned if e.config] == [
+        ("a.toml", "joint"),
+        ("b.toml", "zero-shot"),
+    ]
+
+
+def test_a_folder_without_experiments_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no experiment"):
+        experiments(tmp_path, {})
+
+
+def test_a_wrong_file_is_a_failed_row_and_the_others_go_on(tmp_path: Path) -> None:
+    write(tmp_path / "a.toml", 'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"\nrankk = 1')
+    write(tmp_path / "b.toml", 'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"')
+    rows = run_all(experiments(tmp_path, {}), tmp_path, 1, lambda row: None, note_run)
+    assert [row["status"] for row in rows] == ["failed", "done"]
+    assert "There is no setting 'rankk'" in rows[0]["reason"]
+
+
+def test_a_finished_run_is_not_run_again_and_a_failed_one_is(tmp_path: Path) -> None:
+    planned = experiments(write(tmp_path / "x.toml", FILE), {})
+    names = [e.config.run_name for e in planned if e.config]
+    out = tmp_path / "out"
+    write_run(out, "zero-shot", {"a": 1.0}, task="micro-math")
+    write_run(out, "joint", status="no-data", reason="none", task="micro-math")
+    write_run(out, "joint", status="failed", reason="x", task="micro-math", seed=1)
+    told: list[dict[str, Any]] = []
+    rows = run_all(planned, out, 1, told.append, note_run)
+    assert [row["run"] for row in rows] == names
+    assert [(row["strategy"], row["status"]) for row in rows if row["skipped"]] == [
+        ("zero-shot", "done"),
+        ("joint", "no-data"),
+    ]
+    assert sorted(map(str, told)) == sorted(map(str, rows))
+    assert len(list(out.glob("*.note"))) == 6
+
+
+def test_a_run_that_dies_takes_no_other_with_it(tmp_path: Path) -> None:
+    planned = experiments(write(tmp_path / "x.toml", FILE), {})
+    (tmp_path / "y.toml").write_text(
+        'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"\nseed_instruction = "die"'
+    )
+    (tmp_path / "z.toml").write_text(
+        'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"\nseed_instruction = "fail"'
+    )
+    planned = [*planned[:1], *experiments(tmp_path / "y.toml", {}), *experiments(tmp_path / "z.toml", {}), *planned[1:]]
+    rows = run_all(planned, tmp_path, 2, lambda row: None, note_run)
+    assert [row["status"] for row in rows] == ["done", "failed", "failed", *["done"] * 7]
+    assert (rows[1]["reason"], rows[2]["reason"]) == ("asked to", DIED)
+
+
+def test_rows_are_json(tmp_path: Path) -> None:
+    (experiment,) = experiments(write(tmp_path / "x.toml", 'model = "tiny"\ntask = "math"\nstrategy = "joint"'), {})
+    assert json.loads(json.dumps(row_of(experiment, {"status": "done"})))["skipped"] is False
