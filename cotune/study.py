@@ -133,6 +133,8 @@ def _in_workers(
                     tell(futures[future], future.result())
                 except BrokenProcessPool:
                     lost.append(futures[future])
+                except Exception as error:
+                    tell(futures[future], row_of(futures[future], _failed(error)))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
@@ -157,10 +159,14 @@ def run_one(experiment: Experiment, out: Path) -> dict[str, Any]:
         with listener(quiet=True, prefix=f"{experiment.config.run_name}: ") as listen:
             summary = composition.run(experiment.config, out, None, listen).summary
     except Exception as error:
-        reason = str(error) if isinstance(error, CotuneError) else f"{type(error).__name__}: {error}"
-        summary = {"status": "failed", "reason": reason}
+        summary = _failed(error)
     sys.stdout.flush()
     return row_of(experiment, summary, time.monotonic() - began)
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    reason = str(error) if isinstance(error, CotuneError) else f"{type(error).__name__}: {error}"
+    return {"status": "failed", "reason": reason}
 
 
 def row_of(

@@ -25,16 +25,12 @@ def write(path: Path, text: str) -> Path:
 def note_run(experiment: Experiment, out: Path) -> dict[str, Any]:
     """Stands for a run: leaves a file; joint runs kill their process, or fail, as the config asks."""
     assert experiment.config is not None
-    with (out / experiment.config.run_name).open("a") as file:
-        file.write(f"{os.getpid()}\n")
+    (out / f"{experiment.config.run_name}.note").touch()
     if experiment.config.seed_instruction == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    status = (
-        {"status": "failed", "reason": "asked to"}
-        if experiment.config.seed_instruction == "fail"
-        else {"status": "done"}
-    )
-    return row_of(experiment, status)
+    if experiment.config.seed_instruction == "fail":
+        raise RuntimeError("asked to")
+    return row_of(experiment, {"status": "done"})
 
 
 def test_lists_stand_for_every_combination(tmp_path: Path) -> None:
@@ -90,16 +86,12 @@ def test_a_finished_run_is_not_run_again_and_a_failed_one_is(tmp_path: Path) -> 
 
 def test_a_run_that_dies_takes_no_other_with_it(tmp_path: Path) -> None:
     planned = experiments(write(tmp_path / "x.toml", FILE), {})
-    (tmp_path / "y.toml").write_text(
-        'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"\nseed_instruction = "die"'
-    )
-    (tmp_path / "z.toml").write_text(
-        'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"\nseed_instruction = "fail"'
-    )
-    planned = [*planned[:1], *experiments(tmp_path / "y.toml", {}), *experiments(tmp_path / "z.toml", {}), *planned[1:]]
+    for wish in ("die", "fail"):
+        text = f'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"\nseed_instruction = "{wish}"'
+        planned[1:1] = experiments(write(tmp_path / "y.toml", text), {})
     rows = run_all(planned, tmp_path, 2, lambda row: None, note_run)
     assert [row["status"] for row in rows] == ["done", "failed", "failed", *["done"] * 7]
-    assert (rows[1]["reason"], rows[2]["reason"]) == ("asked to", DIED)
+    assert (rows[1]["reason"], rows[2]["reason"]) == ("RuntimeError: asked to", DIED)
 
 
 def test_rows_are_json(tmp_path: Path) -> None:
