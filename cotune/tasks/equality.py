@@ -18,7 +18,7 @@ at a time, so that it never falls back to a fragment. The conventions, all ours 
   `x=y=5` is not `5`. Equations in two or more letters are equal when they are proportional.
 - An equation between numbers counts as its last side (`2+3=5` is 5), `a \\approx b` as `a`. In a reference, any side.
 - Words are compared as words, in any case; a single letter and capitals (B, CD) as they are; (B) is B.
-- `1,234` is a number; where the reference is a list, also the list 1, 234.
+- `1,234` outside brackets is a number, or where that is not equal the list 1, 234; `(1,234)` is a pair.
 """
 
 from __future__ import annotations
@@ -76,10 +76,19 @@ def _readings(text: str, any_side: bool) -> list[Tree]:
             texts += filter(None, sides)
         else:
             texts = [sides[0] or sides[1]] if "\\approx" in text else [text, sides[-1]]
-    trees = [parse(t) for t in texts]
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+", text):
-        trees.append(Group("list", tuple(text.split(","))))
-    return trees
+    joined = [_join_thousands(text) for text in texts]
+    return [parse(text) for text in dict.fromkeys(joined + texts)]
+
+
+def _join_thousands(text: str) -> str:
+    """`1,234` -> `1234` outside all brackets; inside them a plain comma separates."""
+    parts, start = [], 0
+    for m in re.finditer(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", text):
+        before = re.sub(r"\\left|\\right", "", text[: m.start()])
+        if all(before.count(opened) == before.count(closed) for opened, closed in ("()", "[]", "{}")):
+            parts += [text[start : m.start()], m[0].replace(",", "")]
+            start = m.end()
+    return "".join([*parts, text[start:]])
 
 
 def _closed(text: str) -> bool:
@@ -96,8 +105,6 @@ def parse(text: str) -> Tree:
     whole_text = re.fullmatch(r"\\text\{([^{}]*)\}", text)
     if whole_text:
         text = re.sub(r",?\s*\b(?:and|or)\b", ",", whole_text[1]) if "," in text or len(text) < 20 else text
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
-        return text.replace(",", "")
     parts = split(text, ",;")
     if len(parts) > 1:
         return _flat("list", [parse(t) for part in parts for t in _signs(part)])
@@ -276,18 +283,20 @@ def _proportional(left: str, right: str) -> bool:
 def _same_value(a: str, b: str) -> bool:
     """Mathematically equal expressions; False when one cannot be read as one whole expression."""
     import sympy
+    from math_verify import verify
 
     x, y = _expression(a), _expression(b)
     if x is None or y is None:
         return False
-    if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr):
-        if not x.free_symbols and not y.free_symbols:
-            return _same_constant(x.doit(), y.doit())
-        if x.is_Symbol or y.is_Symbol:  # verify compares a lone symbol by name only
-            return bool(sympy.simplify(x.doit() - y.doit()) == 0)
-    from math_verify import verify
-
-    return bool(verify([x], [y], timeout_seconds=None, raise_on_error=True))
+    try:
+        if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr):
+            if not x.free_symbols and not y.free_symbols:
+                return _same_constant(x.doit(), y.doit())
+            if x.is_Symbol or y.is_Symbol:  # verify compares a lone symbol by name only
+                return bool(sympy.simplify(x.doit() - y.doit()) == 0)
+        return bool(verify([x], [y], timeout_seconds=None, raise_on_error=True))
+    except (TypeError, ValueError, AttributeError, NotImplementedError):  # sympy: no meaning, so not shown equal
+        return False
 
 
 def _same_constant(x: Any, y: Any) -> bool:
