@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -67,12 +68,13 @@ def run(
         "limit_val": limit_val,
         "limit_test": limit_test,
     }
-    if name is not None and (not name.strip() or Path(name).name != name):
+    if name is not None and (not name.strip() or name == ".." or Path(name).name != name):
         raise UsageError(f"--name {name!r} is not one folder name. Use --out for the folder that holds it.")
     resolved = configured(config, sets, flags)
     if plan:
         _plan(resolved, out, name, as_json)
         return
+    _calm_downloads(quiet)
     from cotune import experiment
     from cotune.progress import listener
 
@@ -97,6 +99,12 @@ def configured(file: Path | None, sets: list[str] | None, flags: dict[str, Any])
     return config
 
 
+def _calm_downloads(quiet: bool) -> None:
+    """The hub's client reads this once, when it is imported: no bars where there is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def _plan(config: RunConfig, out: Path, name: str | None, as_json: bool) -> None:
     from cotune import experiment
     from cotune.wording import nested_text
@@ -118,6 +126,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Answer new rows with what a run has tuned."""
+    _calm_downloads(quiet)
     from cotune import finished
     from cotune.progress import listener
 
