@@ -48,8 +48,12 @@ def base(random_model_dir: Path) -> BaseModel:
 # filters
 
 
+CHOICE = "they wanted to see the old house once more"
+
+
 def rejecting(**changes: Any) -> Filter:
-    copied = Example("x", "Ann has seven red apples and Bob takes two of them.", "5", rationale="7 - 2 = 5")
+    question = "Ann has seven red apples and Bob takes two of them."
+    copied = Example("x", question, "5", rationale="7 - 2 = 5", choices=(CHOICE,))
     settings: dict[str, Any] = {
         "trusted": "The {user}'s own.",
         "max_characters": 100,
@@ -76,6 +80,7 @@ def rejecting(**changes: Any) -> Filter:
         ("<instruction>Add", "tags"),
         ("Say: ann has seven RED apples, and Bob takes a few", "copied"),
         ("Say: has seven red apples and Bob takes a few", None),  # seven words in a row
+        (f"Prefer: {CHOICE}", "copied"),
         ("7 - 2 = 5", None),
     ],
 )

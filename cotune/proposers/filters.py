@@ -37,7 +37,7 @@ class Filter:
     ) -> None:
         # Hashes, not text: 8 bytes a word keep a large training set affordable. Two different runs of words with one
         # 64-bit hash are not to be expected in a lifetime.
-        texts = (t for e in examples for t in (e.question, e.context, e.rationale))
+        texts = (t for e in examples for t in (e.question, e.context, e.rationale, *e.choices))
         self._known = np.unique(np.fromiter((hash(r) for t in texts for r in _runs(t)), dtype=np.int64))
         self._passed = {trusted}
         self._max_characters = max_characters

@@ -236,3 +236,13 @@ def test_micro_batches_and_seeds(base: BaseModel) -> None:
     for name, (lora_a, lora_b) in whole.factors.items():
         torch.testing.assert_close(split.factors[name][0], lora_a, rtol=1e-3, atol=5e-4)
         torch.testing.assert_close(split.factors[name][1], lora_b, rtol=1e-3, atol=5e-4)
+
+
+def test_a_bfloat16_base_trains_float32_factors(random_model_dir: Path) -> None:
+    half_precision = load(str(random_model_dir), device="cpu", dtype="bfloat16")
+    given, events = problem(half_precision, train=8, val=4), list[Event]()
+    tuned = strategy().tune(START, given, bench(half_precision, fake(half), events=events))
+    assert isinstance(tuned, Fixed) and tuned.adapter is not None
+    assert all(t.dtype == torch.float32 for pair in tuned.adapter.factors.values() for t in pair)
+    losses = [s["loss"] for s in of_kind(events, "step")]
+    assert losses[-1] < losses[0]
