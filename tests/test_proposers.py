@@ -227,8 +227,7 @@ def test_demonstrations_are_accepted_answers_and_gold_ones(base: BaseModel) -> N
     at = bench(base, engine, events=events)
     proposals = DemonstrationProposer(Sums(), TRAIN, None, Sampling(16), most=3, sets=6).propose(7, HISTORY, BEST, at)
     assert of_kind(events, "traces")[0]["accepted"] == 5
-    bare, labelled, *own = proposals
-    assert bare.prompt == BEST
+    labelled, *own = proposals
     assert [p.origin for p in own] == ["own-demonstrations"] * 6
     assert len(labelled.prompt.demonstrations) == 3
     assert {1, 3} <= {len(p.prompt.demonstrations) for p in own} <= {1, 2, 3}
@@ -241,7 +240,10 @@ def test_demonstrations_are_accepted_answers_and_gold_ones(base: BaseModel) -> N
 def test_without_accepted_answers_only_gold_ones_are_shown(base: BaseModel) -> None:
     at = bench(base, fake(lambda rendered, adapter: 0.0))
     proposals = DemonstrationProposer(Sums(), TRAIN, None, Sampling(16), most=3, sets=6).propose(1, HISTORY, BEST, at)
-    assert [p.origin for p in proposals] == ["no-demonstrations", "gold-demonstrations"]
+    assert [p.origin for p in proposals] == ["gold-demonstrations"]
+    shown = replace(BEST, demonstrations=(Demonstration("q", "a"),))
+    proposals = DemonstrationProposer(Sums(), TRAIN, None, Sampling(16), most=3, sets=6).propose(2, HISTORY, shown, at)
+    assert proposals[1] == Proposal(BEST, "no-demonstrations")
 
 
 # a server

@@ -17,7 +17,7 @@ from cotune.values import Adapter, Conditioning, Example, Prompt
 
 
 class DemonstrationProposer:
-    """The best prompt without demonstrations, with gold ones, and with `sets` random sets of accepted answers.
+    """The best prompt with gold demonstrations, without any (if it has some), and with `sets` sets of accepted answers.
 
     `examples` are apart from those that score the search (ours: a demonstration must not give away the answer of a
     question it is judged on). A random set has 1 to `most` demonstrations, as in DSPy; the gold set has `most`.
@@ -45,8 +45,9 @@ class DemonstrationProposer:
         traces, sampled = accepted(self._task, self._examples, teacher, self._sampling, bench)
         bench.emit("traces", use="demonstrations", sampled=sampled, accepted=len(traces))
         labelled = gold(self._task, bench.rng("gold").sample(self._examples, min(self._most, len(self._examples))))
-        proposals = [Proposal(replace(best, demonstrations=()), "no-demonstrations")]
-        proposals.append(self._with(best, labelled, "gold-demonstrations"))
+        proposals = [self._with(best, labelled, "gold-demonstrations")]
+        if best.demonstrations:
+            proposals.append(Proposal(replace(best, demonstrations=()), "no-demonstrations"))
         for i in range(self._sets if traces else 0):
             rng = bench.rng("demonstrations", i)
             chosen = rng.sample(traces, min(rng.randint(1, self._most), len(traces)))
