@@ -1,8 +1,9 @@
-"""What may not become a prompt: truncated, empty, too long, with tags in it, or copied from the examples."""
+"""What may not become a prompt: truncated, empty, unreadable, too long, with tags in it, or copied from the examples."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from cotune.values import Example, Prompt
 
 COPIED_WORDS = 8  # a run of this many words of an example counts as copied (ours)
 
+_UNREADABLE = {"Cc", "Cs", "Co", "Cn"}  # control characters, half characters, and what has no meaning
 _WORD = re.compile(r"\w+")
 # Slots and the frames of common chat templates; the model's own special tokens come on top.
 _TAGS = re.compile(
@@ -60,6 +62,8 @@ class Filter:
             return "truncated"
         if not text.strip():
             return "empty"
+        if "\ufffd" in text or any(unicodedata.category(c) in _UNREADABLE for c in text if c not in "\n\t"):
+            return "unreadable"
         if len(text) > self._max_characters:
             return "too_long"
         if _TAGS.search(text) or any(token in text for token in self._special_tokens):
