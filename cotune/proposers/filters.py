@@ -1,4 +1,4 @@
-"""What may not become a prompt: truncated, empty, unreadable, too long, with tags in it, or copied from the examples."""
+"""What may not become a prompt: truncated, empty, unreadable, too long, with tags, or copied from the examples."""
 
 from __future__ import annotations
 
