@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,26 @@ def nested_text(value: Mapping[str, Any]) -> str:
 
 
 def _nested(value: Mapping[str, Any], depth: int) -> list[str]:
+    """Empty lists and sections are left out; of a long list the first are shown."""
     lines = []
     for key, inner in value.items():
         start = f"{'  ' * depth}{str(key).replace('_', ' ')}:"
         if isinstance(inner, Mapping):
-            lines += [start, *_nested(inner, depth + 1)]
+            lines += [start, *_nested(inner, depth + 1)] if inner else []
         elif isinstance(inner, list | tuple):
-            lines.append(f"{start} {len(inner)}" if len(inner) > _MANY else f"{start} {', '.join(map(_plain, inner))}")
+            lines += _listed(start, inner) if inner else []
         else:
             lines.append(f"{start} {_plain(inner)}")
     return lines
+
+
+def _listed(start: str, values: Sequence[Any]) -> list[str]:
+    rest = f"... and {len(values) - _MANY} more" if len(values) > _MANY else ""
+    if not isinstance(values[0], Mapping):
+        return [f"{start} {', '.join(map(_plain, values[:_MANY]))} {rest}"]
+    indent = " " * (len(start) - len(start.lstrip()) + 2)
+    shown = [indent + ", ".join(f"{k} {_plain(v)}" for k, v in row.items()) for row in values[:_MANY]]
+    return [start, *shown, *([indent + rest] if rest else [])]
 
 
 _MANY = 12
