@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cotune.values import Example, Grade, Prompt
@@ -18,6 +19,15 @@ Message = dict[str, str]
 
 class UnusableRow(Exception):
     """A row that parses but cannot be used; the message says why. The loader counts and names these."""
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where the hub keeps a benchmark: a dataset repository at a pinned commit, and the parquet files of each split."""
+
+    repo: str
+    revision: str
+    files: Mapping[str, tuple[str, ...]]
 
 
 class Task(ABC):
@@ -33,6 +43,7 @@ class Task(ABC):
     seed_instruction: ClassVar[str]
     headline: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int]
+    hub: ClassVar[HubSource | None] = None
 
     @abstractmethod
     def parse(self, row: Mapping[str, Any], row_id: str) -> Example:
@@ -55,6 +66,10 @@ class Task(ABC):
 
         In a truncated completion only an explicitly marked final answer counts; else Outcome.TRUNCATED.
         """
+
+    def read_reference(self, text: str, choices: tuple[str, ...] = ()) -> str:
+        """The reference in a bare answer or in the whole official answer (`cotune grade`). Raises UnusableRow."""
+        return text.strip()
 
     def messages(self, prompt: Prompt, example: Example) -> list[Message]:
         """The chat that every strategy sends: system, demonstrations, question."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cotune.tasks.base import Task, UnusableRow
-from cotune.tasks.grading import LETTERS, grade_choice
+from cotune.tasks.base import HubSource, Task, UnusableRow
+from cotune.tasks.grading import LETTERS, grade_choice, read_choice
 from cotune.values import Example, Grade
 
 
@@ -22,9 +22,15 @@ class CosmosQA(Task):
     seed_instruction: ClassVar[str] = 'Choose the best answer. Give its letter after "Answer:".'
     max_new_tokens: ClassVar[int] = 256
 
+    hub: ClassVar[HubSource | None] = HubSource(
+        "allenai/cosmos_qa",
+        "ed50fe83db62b355759053b1cd5eef344ee371e0",  # of the hub's own parquet conversion
+        {"train": ("default/train/0000.parquet",), "test": ("default/validation/0000.parquet",)},
+    )
+
     def parse(self, row: Mapping[str, Any], row_id: str) -> Example:
-        question, context = str(row["question"]).strip(), str(row["context"]).strip()
-        choices = tuple(str(row[f"answer{i}"]).strip() for i in range(4))
+        question, context = str(row["question"] or "").strip(), str(row["context"] or "").strip()
+        choices = tuple(str(row[f"answer{i}"] or "").strip() for i in range(4))
         label = str(row["label"]).strip()
         if not question or not context:
             raise UnusableRow("the question or the context is empty")
@@ -33,6 +39,12 @@ class CosmosQA(Task):
         own_id = str(row.get("id") or row_id)
         rationale = str(row.get("rationale") or "").strip()
         return Example(own_id, question, LETTERS[int(label)], context, rationale, choices)
+
+    def read_reference(self, text: str, choices: tuple[str, ...] = ()) -> str:
+        letter = read_choice(text, choices)
+        if letter is None:
+            raise UnusableRow(f"the reference {text[:80]!r} is no letter, index or text of a choice")
+        return letter
 
     def question_text(self, example: Example) -> str:
         choices = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, example.choices, strict=True))

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cotune.tasks.base import Task, UnusableRow
-from cotune.tasks.grading import grade_number, marked_number
+from cotune.tasks.base import HubSource, Task, UnusableRow
+from cotune.tasks.grading import grade_number, numbers
 from cotune.values import Example, Grade
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -21,15 +21,27 @@ class Gsm8k(Task):
     seed_instruction: ClassVar[str] = "Solve the math word problem. Give the final answer as a number after ####."
     max_new_tokens: ClassVar[int] = 512
 
+    hub: ClassVar[HubSource | None] = HubSource(
+        "openai/gsm8k",
+        "740312add88f781978c0658806c59bc2815b9866",
+        {split: (f"main/{split}-00000-of-00001.parquet",) for split in ("train", "test")},
+    )
+
     def parse(self, row: Mapping[str, Any], row_id: str) -> Example:
-        question, answer = str(row["question"]).strip(), str(row["answer"])
-        worked, mark, final = answer.rpartition("####")
-        reference = final.strip().replace(",", "")
+        question, answer = str(row["question"] or "").strip(), str(row["answer"] or "")
+        worked, mark, _ = answer.rpartition("####")
         if not question:
             raise UnusableRow("the question is empty")
-        if not mark or marked_number(f"#### {reference}") is None:
-            raise UnusableRow("the answer has no number after ####")
+        if not mark:
+            raise UnusableRow("the answer has no ####")
+        reference = self.read_reference(answer)
         return Example(row_id, question, reference, rationale=_CALCULATOR.sub("", worked).strip())
+
+    def read_reference(self, text: str, choices: tuple[str, ...] = ()) -> str:
+        found = numbers(text.rpartition("####")[2])
+        if len(found) != 1:
+            raise UnusableRow(f"the final answer is {text.rpartition('####')[2].strip()[:80]!r}, not one number")
+        return found[0]
 
     def question_text(self, example: Example) -> str:
         return example.question

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from cotune.tasks.base import Task, UnusableRow
+from cotune.tasks.base import HubSource, Task, UnusableRow
 from cotune.tasks.grading import grade_span
 from cotune.values import Example, Grade
 
@@ -29,8 +30,17 @@ class HotpotQA(Task):
     headline: ClassVar[str] = "exact_match"
     max_new_tokens: ClassVar[int] = 256
 
+    hub: ClassVar[HubSource | None] = HubSource(
+        "hotpotqa/hotpot_qa",
+        "1908d6afbbead072334abe2965f91bd2709910ab",
+        {
+            "train": tuple(f"distractor/train-0000{i}-of-00002.parquet" for i in range(2)),
+            "test": ("distractor/validation-00000-of-00001.parquet",),
+        },
+    )
+
     def parse(self, row: Mapping[str, Any], row_id: str) -> Example:
-        question, answer = str(row["question"]).strip(), str(row["answer"]).strip()
+        question, answer = str(row["question"] or "").strip(), str(row["answer"] or "").strip()
         if not question or not answer:
             raise UnusableRow("the question or the answer is empty")
         paragraphs = _pairs(row["context"], "title", "sentences")
@@ -56,7 +66,9 @@ class HotpotQA(Task):
 
 
 def _pairs(value: Any, first: str, second: str) -> list[tuple[str, Any]]:
-    """[[a, b], ...] or {first: [a, ...], second: [b, ...]} -> [(a, b), ...]."""
+    """[[a, b], ...] or {first: [a, ...], second: [b, ...]} -> [(a, b), ...]. In CSV either is JSON text."""
+    if isinstance(value, str):
+        value = json.loads(value)
     if isinstance(value, Mapping):
         value = zip(value[first], value[second], strict=True)
     return [(str(a), b) for a, b in value]
