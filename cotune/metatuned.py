@@ -90,7 +90,7 @@ class MetaTuned(Tuned):
             return bench.generate(
                 [Request(self.query(example), rewriter.adapter) for example in examples],
                 sampling,
-                base=rewriter.base,
+                base=self.generator,
                 engine=bench.engine if same else bench.make_engine(rewriter.base),
                 version=rewriter.version,
                 label="prompts",

@@ -16,7 +16,7 @@ from torch import Tensor
 from cotune.bench import Bench
 from cotune.engines.base import Request, Sampling
 from cotune.models.base import BaseModel
-from cotune.models.metatuner.losses import completion_nll
+from cotune.models.likelihood import completion_nll
 from cotune.tasks.base import Task
 from cotune.values import Conditioning, Demonstration, Example, Outcome
 
@@ -81,6 +81,5 @@ def completion_loss(base: BaseModel, rows: Sequence[TokenRow]) -> Tensor:
 
     A row's share does not depend on the others, so sums over any split of the rows agree.
     """
-    padding = base.end_of_turn_ids[0]  # masked, so any token will do
-    mean_nll_B = completion_nll(base.model, [r.context for r in rows], [r.completion for r in rows], padding)
+    mean_nll_B = completion_nll(base.model, [r.context for r in rows], [r.completion for r in rows])
     return (mean_nll_B * mean_nll_B.new_tensor([len(r.completion) for r in rows])).sum()

@@ -22,7 +22,7 @@ from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
 from cotune.metatuned import MetaTuned
 from cotune.models.lora import target_linears
-from cotune.models.metatuner.losses import JointItem, joint_loss
+from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from cotune.rollouts import rollouts
 from cotune.strategies.base import NoData, Problem, fixed
 from cotune.supervision import accepted, gold
@@ -30,6 +30,8 @@ from cotune.training import Cost, Settings, Trainer, shuffled_batches
 from cotune.values import Conditioning, Example, Prompt, Tuned
 
 __all__ = ["Joint", "MetaTuned"]
+
+AGREEMENT_EVERY = 10  # micro-batches between looks at how the two terms pull on phi_s; each costs a backward pass
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class _Run:
         self._settings, self._teacher, self._tuned, self._problem = settings, teacher, tuned, problem
         self._val, self._bench = val, bench
         self._state = _State()
+        self._calls = 0
         self._best: dict[str, Tensor] = {n: p.detach().clone() for n, p in tuned.tuner.parameters.items()}
         self._question_ids = lru_cache(maxsize=None)(self._encode_question)
         self._query_ids = lru_cache(maxsize=None)(lambda example: tuple(tuned.query_ids(example)))
@@ -140,11 +143,9 @@ class _Run:
         total = warm + self._settings.epochs * per_epoch
         ends = [warm, *range(warm + self._settings.sync_every, total, self._settings.sync_every), total]
         trainer = self._trainer(total)
-        if (saved := trainer.restore()) is not None:
+        saved = trainer.restore()
+        if saved is not None:
             self._state = _State(**saved)
-            resumed = True
-        else:
-            resumed = False
         batches = [
             batch
             for epoch in range(self._settings.warmup_epochs + self._settings.epochs)
@@ -153,7 +154,7 @@ class _Run:
         for number, end in enumerate(ends):
             if number < self._state.round or end == (ends[number - 1] if number else 0):
                 continue
-            if not (resumed and number == self._state.round):
+            if saved is None or number > self._state.round:
                 self._begin(number, [p.example for p in pairs])
             steps = [[self._item(pair) for pair in batch] for batch in batches[trainer.step : end]]
             if not trainer.run(steps, vars(self._state)):
@@ -245,13 +246,13 @@ class _Run:
         return tuple(base.encode(base.render(self._problem.task.messages(prompt, example))))
 
     def _trainer(self, total_steps: int) -> Trainer[JointItem]:
-        s, tuner, actor = self._settings, self._tuned.tuner, self._problem.base
+        s, tuner = self._settings, self._tuned.tuner
         extra = {f"frozen/{n}": t for n, t in tuner.prompts.frozen.items()}
         extra |= {f"best/{n}": t for n, t in self._best.items()}
         return Trainer(
             "joint",
             tuner.parameters,
-            lambda items: joint_loss(tuner, actor, items, prompt_weight=s.alpha),
+            self._loss,
             lambda _item: 1.0,
             self._cost,
             Settings(s.learning_rate, s.batch_size, s.micro_batch_size, s.warmup, s.max_grad_norm, s.checkpoint_every),
@@ -259,6 +260,14 @@ class _Run:
             self._bench,
             extra,
         )
+
+    def _loss(self, items: Sequence[JointItem]) -> tuple[Tensor, dict[str, float]]:
+        tuner, alpha = self._tuned.tuner, self._settings.alpha
+        terms = joint_terms(tuner, self._problem.base, items, with_prompt=alpha > 0)
+        self._calls += 1
+        if self._calls % AGREEMENT_EVERY == 1 and (pull := agreement(terms, list(tuner.prompts.shared.values()))):
+            self._bench.emit("agreement", **pull)
+        return joint_loss(terms, prompt_weight=alpha)
 
     def _cost(self, item: JointItem) -> Cost:
         """G reads the query in k layers and, when it has a target, in all; M reads prompt, question and completion."""

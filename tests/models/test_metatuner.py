@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cotune.errors import UsageError
 from cotune.models.base import BaseModel, load, weights_digest
+from cotune.models.likelihood import completion_nll
 from cotune.models.lora import LoraFactors, attached, target_linears
 from cotune.models.metatuner.encoder import decoder_layers, hidden_after, latent, pool, shared_depth
 from cotune.models.metatuner.generator import MetaTuner
 from cotune.models.metatuner.lora_generator import LoraGenerator, decode
-from cotune.models.metatuner.losses import JointItem, completion_nll, joint_loss
+from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from tests.reference import metatuner as slow
 
 SHAPES = {"layers.0.q": (6, 4), "layers.0.v": (6, 2), "layers.1.q": (6, 4), "layers.1.v": (6, 2)}
@@ -73,6 +74,14 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Latents in float64, to compare at float64 tolerance."""
     monkeypatch.setattr(Tensor, "float", lambda self: self)
     yield
+
+
+def loss_of(
+    tuner: MetaTuner, actor: BaseModel, items: Any, prompt_weight: float, actor_weight: float = 1.0
+) -> tuple[Tensor, dict[str, float]]:
+    """A weight of zero is the single branch: the other network does not run."""
+    terms = joint_terms(tuner, actor, items, with_actor=actor_weight > 0, with_prompt=prompt_weight > 0)
+    return joint_loss(terms, prompt_weight, actor_weight)
 
 
 def gradients(tuner: MetaTuner, loss: Tensor) -> dict[str, Tensor]:
@@ -215,7 +224,7 @@ def test_generator_forced_to_constants_is_the_static_adapter() -> None:
 
 def test_completion_nll_is_the_mean_over_completion_tokens_of_each_row(base: BaseModel) -> None:
     contexts, completions = [[5, 6, 7], [8]], [[9, 2], [10, 11, 12, 2]]
-    got = completion_nll(base.model, contexts, completions, 0)
+    got = completion_nll(base.model, contexts, completions)
     expected = [slow.nll(base.model, c, y) for c, y in zip(contexts, completions, strict=True)]
     assert got.tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -226,7 +235,7 @@ def test_joint_loss_is_the_sum_of_single_examples_through_dense_weights(
     base: BaseModel, float64: None, pooling: str, layer_embedding: bool
 ) -> None:
     tuner = double(make(base, pooling=pooling, layer_embedding=layer_embedding))
-    loss, named = joint_loss(tuner, base, ITEMS, prompt_weight=0.5)
+    loss, named = loss_of(tuner, base, ITEMS, prompt_weight=0.5)
 
     lora = {n.rpartition(".")[0]: None for n in (tuner.prompts.shared | tuner.prompts.own)}
     tensors = tuner.prompts.shared | tuner.prompts.own
@@ -246,8 +255,8 @@ def test_joint_loss_is_the_sum_of_single_examples_through_dense_weights(
 
 def test_loss_and_gradient_do_not_depend_on_the_split_into_batches(base: BaseModel, float64: None) -> None:
     tuner = double(make(base))
-    together = gradients(tuner, joint_loss(tuner, base, ITEMS, 0.5)[0])
-    apart = gradients(tuner, sum((joint_loss(tuner, base, [i], 0.5)[0] for i in ITEMS), torch.zeros(())))
+    together = gradients(tuner, loss_of(tuner, base, ITEMS, 0.5)[0])
+    apart = gradients(tuner, sum((loss_of(tuner, base, [i], 0.5)[0] for i in ITEMS), torch.zeros(())))
     assert together.keys() == apart.keys()
     for name in together:
         torch.testing.assert_close(together[name], apart[name], atol=1e-10, rtol=1e-8)
@@ -255,9 +264,9 @@ def test_loss_and_gradient_do_not_depend_on_the_split_into_batches(base: BaseMod
 
 def test_each_term_reaches_the_shared_layers_and_its_own_branch_only(base: BaseModel) -> None:
     tuner = make(base)
-    both = gradients(tuner, joint_loss(tuner, base, ITEMS, 1.0)[0])
-    actor = gradients(tuner, joint_loss(tuner, base, ITEMS, 0.0)[0])
-    prompt = gradients(tuner, joint_loss(tuner, base, ITEMS, 1.0, actor_weight=0.0)[0])
+    both = gradients(tuner, loss_of(tuner, base, ITEMS, 1.0)[0])
+    actor = gradients(tuner, loss_of(tuner, base, ITEMS, 0.0)[0])
+    prompt = gradients(tuner, loss_of(tuner, base, ITEMS, 1.0, actor_weight=0.0)[0])
     assert parts(both) == {"shared", "prompt", "lora"}
     assert parts(actor) == {"shared", "lora"}
     assert parts(prompt) == {"shared", "prompt"}
@@ -269,23 +278,43 @@ def test_each_term_reaches_the_shared_layers_and_its_own_branch_only(base: BaseM
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
+def test_agreement_of_the_terms_is_that_of_their_gradients(base: BaseModel) -> None:
+    tuner = make(base)
+    actor = gradients(tuner, loss_of(tuner, base, ITEMS, 0.0)[0])
+    prompt = gradients(tuner, loss_of(tuner, base, ITEMS, 1.0, actor_weight=0.0)[0])
+    names = [f"shared/{n}" for n in tuner.prompts.shared]
+    left, right = (
+        torch.cat([g.get(n, torch.zeros_like(tuner.parameters[n])).flatten() for n in names]) for g in (actor, prompt)
+    )
+    terms = joint_terms(tuner, base, ITEMS)
+    found = agreement(terms, list(tuner.prompts.shared.values()))
+    assert found == {
+        "actor_gradient": pytest.approx(float(left.norm()), rel=1e-4),
+        "prompt_gradient": pytest.approx(float(right.norm()), rel=1e-4),
+        "cosine": pytest.approx(float(left @ right / left.norm() / right.norm()), abs=1e-4),
+    }
+    both = gradients(tuner, joint_loss(terms, 1.0)[0])  # the graph is still there, and nothing was accumulated
+    torch.testing.assert_close(both[names[0]], actor[names[0]] + prompt[names[0]], atol=1e-5, rtol=1e-4)
+    assert agreement(joint_terms(tuner, base, ITEMS[2:3]), list(tuner.prompts.shared.values())) is None
+
+
 def test_a_zero_output_map_is_the_actor_alone_and_gets_all_of_the_first_gradient(base: BaseModel) -> None:
     tuner = make(base)
     for up in tuner.adapters.up_b.values():
         up.data.zero_()
-    loss, named = joint_loss(tuner, base, ITEMS, 0.0)
+    loss, named = loss_of(tuner, base, ITEMS, 0.0)
     ids = torch.tensor([[5, 6, 7, 8]] * 4)
     with attached(base.model, tuner.adapters(tuner.latents([i.query for i in ITEMS])), 1.5):
         under = base.model(ids).logits
     assert torch.equal(under, base.model(ids).logits)
-    alone = completion_nll(base.model, [i.question for i in ITEMS], [i.completion for i in ITEMS], 0)
+    alone = completion_nll(base.model, [i.question for i in ITEMS], [i.completion for i in ITEMS])
     assert named["actor_loss"] == pytest.approx(float(alone.sum()), abs=1e-9)
     first = gradients(tuner, loss)
     assert first and all(name.startswith("lora/up_b") for name in first)
     with torch.no_grad():
         for name, gradient in first.items():
             tuner.parameters[name] -= 0.1 * gradient
-    second = gradients(tuner, joint_loss(tuner, base, ITEMS, 0.0)[0])
+    second = gradients(tuner, loss_of(tuner, base, ITEMS, 0.0)[0])
     assert {n.split(".")[0] for n in second if n.startswith("lora/")} == {
         f"lora/{n}_{x}" for n in ("down", "up", "embedding") for x in "ab"
     }
@@ -301,7 +330,7 @@ def test_full_training_moves_copies_of_layers_and_splits_them_at_k(base: BaseMod
         n.endswith("norm.weight") for n in tuner.prompts.own
     )
     assert not any("embed" in n or "lm_head" in n for n in tuner.prompts.shared | tuner.prompts.own)
-    both = gradients(tuner, joint_loss(tuner, base, ITEMS, 1.0)[0])
+    both = gradients(tuner, loss_of(tuner, base, ITEMS, 1.0)[0])
     assert parts(both) == {"shared", "prompt", "lora"}
     with torch.no_grad():
         for parameter in tuner.parameters.values():
@@ -345,7 +374,7 @@ def test_generated_adapters_are_those_of_training_and_differ_between_queries(bas
         for name in one.factors:
             torch.testing.assert_close(one.factors[name], other.factors[name], atol=1e-6, rtol=1e-5)
     # term 1 with these adapters, example by example, is the training loss
-    _, named = joint_loss(tuner, base, ITEMS, 1.0)
+    _, named = loss_of(tuner, base, ITEMS, 1.0)
     total = 0.0
     for adapter, item in zip(adapters, ITEMS, strict=True):
         with attached(base.model, adapter.factors, adapter.scaling):
@@ -371,7 +400,7 @@ def test_generator_and_actor_may_differ_in_size_family_and_depth(base: BaseModel
     for generator, actor in ((other, base), (base, other)):
         tuner = make(generator, actor, target_modules="all-linear")
         assert set(tuner.adapters(tuner.latents([[1, 2]]))) == set(target_linears(actor.model, "all-linear"))
-        assert parts(gradients(tuner, joint_loss(tuner, actor, ITEMS, 1.0)[0])) == {"shared", "prompt", "lora"}
+        assert parts(gradients(tuner, loss_of(tuner, actor, ITEMS, 1.0)[0])) == {"shared", "prompt", "lora"}
     assert make(other, base).prompts.depth == 2
 
 

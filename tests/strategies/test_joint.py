@@ -160,13 +160,13 @@ def key(tuned: Tuned, lab: Lab) -> list[tuple[str, str | None]]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[JointItem]]:
     """The items of every loss, in order; losses are computed as always."""
     batches: list[list[JointItem]] = []
-    real = joint_module.joint_loss
+    real = joint_module.joint_terms
 
-    def note(tuner: Any, actor: Any, items: Sequence[JointItem], **weights: float) -> Any:
+    def note(tuner: Any, actor: Any, items: Sequence[JointItem], **which: bool) -> Any:
         batches.append(list(items))
-        return real(tuner, actor, items, **weights)
+        return real(tuner, actor, items, **which)
 
-    monkeypatch.setattr(joint_module, "joint_loss", note)
+    monkeypatch.setattr(joint_module, "joint_terms", note)
     return batches
 
 
@@ -279,15 +279,15 @@ def test_the_frozen_copy_follows_only_at_the_beginning_of_a_round(
 ) -> None:
     lab = scripted(base, ["good", "bad", "bad too"])
     states: list[tuple[bool, torch.Tensor]] = []
-    real = joint_module.joint_loss
+    real = joint_module.joint_terms
 
-    def note(tuner: Any, *args: Any, **weights: float) -> Any:
+    def note(tuner: Any, *args: Any, **which: bool) -> Any:
         name = next(n for n in tuner.prompts.own if n.endswith("lora_b"))
         frozen, own = tuner.prompts.frozen[name], tuner.prompts.own[name]
         states.append((torch.equal(frozen, own), frozen.clone()))
-        return real(tuner, *args, **weights)
+        return real(tuner, *args, **which)
 
-    monkeypatch.setattr(joint_module, "joint_loss", note)
+    monkeypatch.setattr(joint_module, "joint_terms", note)
     lab.tune()
     assert [same for same, _ in states] == [True, False] * 3
     frozen = [tensor for _, tensor in states]
@@ -391,7 +391,7 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(
     whole = Lab(base, engine=counter)
     expected = saved(whole.tune(), tmp_path / "whole")
     spent, batches = whole.ledger.tuning.tokens, counter.batches
-    real = joint_module.joint_loss
+    real = joint_module.joint_terms
 
     def resume(store: MemoryStore, name: str) -> None:
         lab = Lab(base, store=store)
@@ -406,16 +406,16 @@ def test_interrupted_and_resumed_is_uninterrupted_to_the_bit(
     for step in (1, 4, 5):
         steps = iter(range(step))
 
-        def stop(*args: Any, steps: Any = steps, **weights: float) -> Any:
+        def stop(*args: Any, steps: Any = steps, **which: bool) -> Any:
             if next(steps, None) is None:
                 raise Killed
-            return real(*args, **weights)
+            return real(*args, **which)
 
         store = MemoryStore()
-        monkeypatch.setattr(joint_module, "joint_loss", stop)
+        monkeypatch.setattr(joint_module, "joint_terms", stop)
         with pytest.raises(Killed):
             Lab(base, store=store).tune()
-        monkeypatch.setattr(joint_module, "joint_loss", real)
+        monkeypatch.setattr(joint_module, "joint_terms", real)
         resume(store, f"step-{step}")
 
 

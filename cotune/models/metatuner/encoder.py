@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cotune.errors import UsageError
 
@@ -89,13 +90,4 @@ def latent(pooled_BD: Tensor) -> Tensor:
     Scaling is ours (the paper feeds the hidden state itself): the size of a residual stream differs by orders of
     magnitude between models, and the learning rate of everything behind h_i would have to follow it.
     """
-    pooled_BD = pooled_BD.float()
-    return pooled_BD / pooled_BD.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-
-
-def right_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids_BT, mask_BT) of token lists of different lengths."""
-    longest = max(len(row) for row in rows)
-    ids_BT = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=device)
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    return ids_BT, mask_BT
+    return functional.normalize(pooled_BD.float(), dim=-1, eps=1e-6)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from cotune.ledger import forward_flops
 from cotune.models.base import BaseModel
+from cotune.models.likelihood import right_padded
 from cotune.models.lora import LoraFactors
-from cotune.models.metatuner.encoder import Pooling, hidden_after, latent, pool, right_padded
+from cotune.models.metatuner.encoder import Pooling, hidden_after, latent, pool
 from cotune.models.metatuner.lora_generator import LoraGenerator, Shapes
 from cotune.models.metatuner.prompt_generator import PromptGenerator, Training
 
@@ -74,7 +75,7 @@ class MetaTuner:
         with self.prompts.encoding():
             for i in range(0, len(queries), _ROWS):
                 rows = queries[i : i + _ROWS]
-                ids_BT, mask_BT = right_padded(rows, pad_id(self.base), self.base.model.device)
+                ids_BT, mask_BT = right_padded(rows, self.base.model.device)
                 hidden_BTD = hidden_after(self.base.model, self.prompts.depth, ids_BT, mask_BT)
                 pooled.append(pool(hidden_BTD, [len(row) for row in rows], self.pooling))
         return latent(torch.cat(pooled))
@@ -83,7 +84,7 @@ class MetaTuner:
     def generate_adapters(self, queries: Sequence[Sequence[int]]) -> list[LoraFactors]:
         """theta_i of each tokenized rewrite prompt, detached, one adapter per query."""
         adapters = []
-        for latent_BD in self.latents(queries).split(_ROWS):
+        for latent_BD in torch.split(self.latents(queries), _ROWS):
             factors = self.adapters(latent_BD)
             adapters += [
                 LoraFactors({name: (a[i], b[i]) for name, (a, b) in factors.items()}, self.scaling)
@@ -95,9 +96,3 @@ class MetaTuner:
         """Of turning queries of so many tokens together into adapters: k of K layers, then the parameter decoder."""
         share = self.prompts.depth / self.prompts.layers
         return share * forward_flops(self.base.parameters_count, tokens) + forward_flops(self.adapters.work, queries)
-
-
-def pad_id(base: BaseModel) -> int:
-    """A token to pad with; masked, so any will do."""
-    pad = base.tokenizer.pad_token_id
-    return int(base.end_of_turn_ids[0] if pad is None else pad)

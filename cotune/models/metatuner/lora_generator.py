@@ -88,7 +88,7 @@ class LoraGenerator(nn.Module):
     @property
     def work(self) -> int:
         """Multiplications per query: each W_d once, each W_u once for every layer that uses it."""
-        shared = self.down_a.numel() + self.down_b.numel()
-        return shared + sum(
-            len(names) * (self.up_a[kind].numel() + self.up_b[kind].numel()) for kind, names in self.kinds.items()
-        )
+        work: int = self.down_a.numel() + self.down_b.numel()
+        for kind, names in self.kinds.items():
+            work += len(names) * (self.up_a[kind].numel() + self.up_b[kind].numel())
+        return work

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cotune.models.base import BaseModel
+from cotune.models.likelihood import completion_nll, right_padded
 from cotune.models.lora import Factors, attached
-from cotune.models.metatuner.encoder import hidden_after, latent, pool, right_padded, tapped
-from cotune.models.metatuner.generator import MetaTuner, pad_id
+from cotune.models.metatuner.encoder import hidden_after, latent, pool, tapped
+from cotune.models.metatuner.generator import MetaTuner
 
 
 @dataclass(frozen=True)
@@ -36,81 +37,87 @@ class JointItem:
     completion: tuple[int, ...]
 
 
-def completion_nll(
-    model: nn.Module, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad: int
-) -> Tensor:
-    """L(model(context_b), completion_b): nll_B, the mean of -log p over the tokens of each completion.
-
-    No completion may be empty.
-    """
-    device = next(model.parameters()).device
-    rows = [[*context, *completion] for context, completion in zip(contexts, completions, strict=True)]
-    ids_BT, mask_BT = right_padded(rows, pad, device)
-    first = min(len(context) for context in contexts)  # no logits for what all rows merely read
-    kept = ids_BT.shape[1] - first + 1
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=kept).logits
-    labels_BT = ids_BT[:, first:].clone()
-    for row, (context, completion) in enumerate(zip(contexts, completions, strict=True)):
-        labels_BT[row, : len(context) - first] = -100
-        labels_BT[row, len(context) - first + len(completion) :] = -100
-    nll_BT = functional.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), labels_BT, reduction="none")
-    length_B = torch.tensor([len(completion) for completion in completions], device=device)
-    return nll_BT.sum(1) / length_B
-
-
 def actor_term(actor: BaseModel, factors: Factors, scaling: float, items: Sequence[JointItem]) -> Tensor:
     """Term 1 of each item, nll_B: L(M_theta_i(prompt_i, x_i), y_i), differentiable in `factors` (theta, [B, ...])."""
     with attached(actor.model, factors, scaling):
-        return completion_nll(
-            actor.model, [item.question for item in items], [item.completion for item in items], pad_id(actor)
-        )
+        return completion_nll(actor.model, [item.question for item in items], [item.completion for item in items])
 
 
 def prompt_term(tuner: MetaTuner, items: Sequence[JointItem]) -> tuple[Tensor, Tensor]:
-    """Term 2 of each item and its latent: (nll_B of L(G_(phi_s, phi_p)(p~, x_i), p_i), pooled_BD after layer k).
+    """Term 2 of each item, nll_B: L(G_(phi_s, phi_p)(p~, x_i), p_i), and pooled_BD after layer k.
 
-    One forward pass serves both branches: h_i is read at the last token of the query, before the target. The items
-    must have targets.
+    One forward pass serves both branches: h_i is read from the tokens of the query, before the target. The items must
+    have targets.
     """
     base = tuner.base
     with tuner.prompts.trainable(), tapped(base.model, tuner.prompts.depth) as caught:
-        nll_B = completion_nll(base.model, [i.query for i in items], [i.target for i in items], pad_id(base))
+        nll_B = completion_nll(base.model, [i.query for i in items], [i.target for i in items])
     return nll_B, pool(caught[0], [len(i.query) for i in items], tuner.pooling)
 
 
 def encode(tuner: MetaTuner, items: Sequence[JointItem]) -> Tensor:
-    """pooled_BD after layer k, differentiable in phi_s, for items that G is not trained to answer."""
+    """pooled_BD after layer k, differentiable in phi_s, for items that have no target."""
     base = tuner.base
-    ids_BT, mask_BT = right_padded([i.query for i in items], pad_id(base), base.model.device)
+    ids_BT, mask_BT = right_padded([i.query for i in items], base.model.device)
     with tuner.prompts.encoding():
         hidden_BTD = hidden_after(base.model, tuner.prompts.depth, ids_BT, mask_BT)
     return pool(hidden_BTD, [len(i.query) for i in items], tuner.pooling)
 
 
-def joint_loss(
-    tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem], prompt_weight: float, actor_weight: float = 1.0
-) -> tuple[Tensor, dict[str, float]]:
-    """MetaTuner-J: actor_weight * sum of term 1 + prompt_weight * sum of term 2 over the items, and each sum by name.
+@dataclass(frozen=True)
+class Terms:
+    """The two sums of the objective over some items; None where a term does not occur."""
 
-    `prompt_weight` is the paper's alpha; the paper's first weight is 1 (a step of MetaTuner-I sets one of them to 0).
-    Gradients of term 1 reach phi_s and phi_q, those of term 2 phi_s and phi_p. A weight of zero is the single branch:
-    the other network does not run.
-    """
-    taught = [i for i in items if i.target and prompt_weight]
-    others = [i for i in items if not (i.target and prompt_weight)] if actor_weight else []
-    total = torch.zeros((), device=tuner.base.model.device)
-    sums: dict[str, float] = {}
+    actor: Tensor | None
+    prompt: Tensor | None
+
+
+def joint_terms(
+    tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem], with_actor: bool = True, with_prompt: bool = True
+) -> Terms:
+    """Both sums, from one pass through the shared layers. What a term does not need does not run."""
+    taught = [i for i in items if i.target and with_prompt]
+    others = [i for i in items if not (i.target and with_prompt)]
+    prompt: Tensor | None = None
     pooled: list[Tensor] = []
     if taught:
         nll_B, pooled_BD = prompt_term(tuner, taught)
-        total = total + prompt_weight * nll_B.sum()
-        sums["prompt_loss"] = float(nll_B.detach().sum())
+        prompt = nll_B.sum()
         pooled.append(pooled_BD)
+    if not with_actor:
+        return Terms(None, prompt)
     if others:
         pooled.append(encode(tuner, others))
-    if actor_weight:
-        factors = tuner.adapters(latent(torch.cat(pooled)))
-        nll_B = actor_term(actor, factors, tuner.scaling, [*taught, *others])
-        total = total + actor_weight * nll_B.sum()
-        sums["actor_loss"] = float(nll_B.detach().sum())
-    return total, sums
+    factors = tuner.adapters(latent(torch.cat(pooled)))
+    return Terms(actor_term(actor, factors, tuner.scaling, [*taught, *others]).sum(), prompt)
+
+
+def joint_loss(terms: Terms, prompt_weight: float, actor_weight: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+    """MetaTuner-J: actor_weight * term 1 + prompt_weight * term 2, and each sum by name for the log.
+
+    `prompt_weight` is the paper's alpha, its weight of term 1 is 1. Gradients of term 1 reach phi_s and phi_q, those of
+    term 2 phi_s and phi_p.
+    """
+    named = {"actor_loss": (actor_weight, terms.actor), "prompt_loss": (prompt_weight, terms.prompt)}
+    present = {name: (weight, term) for name, (weight, term) in named.items() if term is not None}
+    total = torch.stack([weight * term for weight, term in present.values()]).sum()
+    return total, {name: float(term.detach()) for name, (_, term) in present.items()}
+
+
+def agreement(terms: Terms, shared: Sequence[nn.Parameter]) -> dict[str, float] | None:
+    """How the two terms pull on phi_s: the norm of each one's gradient and their cosine; None if a term is missing.
+
+    The cosine is a direct look at the mutual regularisation that the paper claims (sheet 02). Costs a second backward
+    pass; the graph stays usable.
+    """
+    if terms.actor is None or terms.prompt is None:
+        return None
+    actor, prompt = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(t, shared, retain_graph=True, materialize_grads=True)])
+        for t in (terms.actor, terms.prompt)
+    )
+    return {
+        "actor_gradient": float(actor.norm()),
+        "prompt_gradient": float(prompt.norm()),
+        "cosine": float(functional.cosine_similarity(actor, prompt, dim=0)),
+    }
