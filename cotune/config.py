@@ -78,7 +78,9 @@ class WeightsConfig(Section):
     """LoRA fine-tuning (sheet 01)."""
 
     source: Literal["gold", "self", "both"] = Field(
-        "self", description="gold rationales, own completions that the grader accepts (BetterTogether), or both"
+        "gold",
+        description="gold rationales, own completions that the grader accepts (BetterTogether), or both; "
+        "the default is that of joint, so that every strategy learns from the same completions (ours)",
     )
     samples: Positive = Field(1, description="own completions sampled per train example")
     temperature: float = Field(0.1, ge=0, le=5, description="of those samples (BetterTogether)")
@@ -153,7 +155,7 @@ class RunConfig(Section):
     limit_train: Positive | None = None
     limit_val: Positive | None = None
     limit_test: Positive | None = None
-    val_size: Positive = Field(500, description="examples carved from train when there is no val file (ours)")
+    val_size: Positive = Field(500, description="most examples carved from train when there is no val file (ours)")
     seed_instruction: str | None = Field(None, description="the starting instruction; empty: the task's own")
     decoding: DecodingConfig = DecodingConfig()
     runner: EngineConfig = EngineConfig()

@@ -6,6 +6,7 @@ what the strategy hands over, and writes the run folder.
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -22,16 +23,16 @@ from cotune.engines import engine as make_engine
 from cotune.engines.base import Engine, Sampling
 from cotune.errors import CotuneError
 from cotune.evaluate import evaluate
-from cotune.ledger import Ledger
-from cotune.models.base import BaseModel, load
+from cotune.ledger import Ledger, forward_flops, training_flops
+from cotune.models.base import BaseModel, load, outline
 from cotune.models.lora import LoraFactors, canary
 from cotune.plugins import resolve
 from cotune.record import RunFolder, environment
 from cotune.strategies import STRATEGIES
-from cotune.strategies.base import Fixed, NoData, Problem, Strategy
+from cotune.strategies.base import Fixed, NoData, Problem, Strategy, Work, Workload
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
-from cotune.tasks.data import Dataset
+from cotune.tasks.data import Dataset, content_digest
 from cotune.tasks.data import load as load_data
 from cotune.tasks.grading import GRADER_VERSION
 from cotune.values import Conditioning, Evaluation, Event, Example, Outcome, Prompt, digest
@@ -65,7 +66,7 @@ def dataset(config: RunConfig, task: Task) -> Dataset:
         limit_train=config.limit_train,
         limit_val=config.limit_val,
         limit_test=config.limit_test,
-        val_size=config.val_size,
+        val_max=config.val_size,
     )
 
 
@@ -97,6 +98,53 @@ def engine_factory(config: RunConfig, listen: Listener) -> Callable[[BaseModel],
         )
 
     return build
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """The resolved config, what would be run and the most it would cost; runs nothing, loads no weights.
+
+    Lengths are means over at most 64 train examples. FLOPs are by the ledger's formula, with every trained token
+    counted at 4 N (the trained part itself is small).
+    Raises CotuneError like `run` for a config, data or model that cannot be used.
+    """
+    task = make_task(config.task)
+    strategy = make_strategy(config)
+    data = dataset(config, task)
+    sampling = decoding(config, task)
+    outlined = outline(config.model)
+    start = seed_prompt(config, task).prompt
+
+    def mean_tokens(texts: list[str]) -> int:
+        return math.ceil(sum(len(outlined.encode(t)) for t in texts) / len(texts))
+
+    sample = data.train[:64]
+    question = mean_tokens([outlined.render(task.messages(start, e)) for e in sample])
+    reference = mean_tokens([task.reference_completion(e) for e in sample])
+    load = Workload(len(data.train), len(data.val), question, reference, sampling.max_new_tokens)
+    test = len(data.test())
+    cells = 4 if strategy.levers == {"prompt", "weights"} else 1
+    works = strategy.plan(load)
+    measured = [Work.generation("measure on test", cells * test, question, sampling.max_new_tokens)]
+    return {
+        "config": config.model_dump(mode="json"),
+        "run": config.run_name,
+        "parameters": outlined.parameters_count,
+        "examples": {"train": len(data.train), "val": len(data.val), "test": test},
+        "mean_tokens": {"question": question, "reference": reference, "completion_limit": sampling.max_new_tokens},
+        "tuning_at_most": _cost(works, outlined.parameters_count),
+        "measuring_at_most": _cost(measured, outlined.parameters_count),
+        "notes": list(data.report.warnings),
+    }
+
+
+def _cost(works: Sequence[Work], parameters: int) -> dict[str, Any]:
+    forward, trained = sum(w.forward_tokens for w in works), sum(w.trained_tokens for w in works)
+    return {
+        "work": [f"{w.what}: {w.calls:,} calls, {w.forward_tokens + w.trained_tokens:,} tokens" for w in works],
+        "calls": sum(w.calls for w in works),
+        "tokens": forward + trained,
+        "flops": forward_flops(parameters, forward) + training_flops(parameters, 0, trained),
+    }
 
 
 def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener = ignore) -> RunResult:
@@ -157,7 +205,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     folder.keep_tuned(tuned.save)
 
     test = data.test()
-    folder.write_json("data.json", data.record(test))
+    folder.write_json("data.json", data_record(config, data, test))
     with ledger.measuring():
         measure = bench.at("test")
         ours = tuned.condition(test, measure)
@@ -182,7 +230,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
         "peak_memory_bytes": peak_memory(),
         "comparable": {
             "task": config.task,
-            "data_digest": data.report.digest,
+            "data_digest": digest({s.split: s.digest for s in data.report.splits}),
             "test_ids_digest": digest([e.id for e in test]),
             "decoding_digest": digest(asdict(sampling)),
             "grader_version": GRADER_VERSION,
@@ -231,6 +279,20 @@ def _canaries(
         canary(model, adapter, model.encode(model.render(task.messages(prompt, example))))
     if distinct:
         bench.emit("canary", adapters=len(distinct))
+
+
+def data_record(config: RunConfig, data: Dataset, test: Sequence[Example]) -> dict[str, Any]:
+    """data.json: where the rows came from, what was in them, and the ids of each split of this run."""
+    splits = {"train": data.train, "val": data.val, "test": test}
+    return {
+        "task": data.task,
+        "source": config.data,
+        **asdict(data.report),
+        "used": {
+            name: {"n": len(examples), "digest": content_digest(examples), "ids": [e.id for e in examples]}
+            for name, examples in splits.items()
+        },
+    }
 
 
 def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:

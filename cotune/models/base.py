@@ -173,11 +173,25 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
     return BaseModel(name, model, tokenizer, source, revision)
 
 
+def outline(name: str) -> BaseModel:
+    """The model of `load` without its weights (on torch's meta device): for counting parameters and tokens.
+
+    Fetches no weights from the hub. Raises UsageError like `load`.
+    """
+    source, revision, folder = _locate(name, weights=False)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no model: there is no config.json in it. Give the folder that has one.")
+    tokenizer = _load_tokenizer(name, folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return BaseModel(name, model, tokenizer, source, revision)
+
+
 def _dtype(device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def _locate(name: str) -> tuple[str, str | None, Path]:
+def _locate(name: str, weights: bool = True) -> tuple[str, str | None, Path]:
     """(source, hub commit, folder with the files)."""
     if name in MODELS:
         location, revision, _ = MODELS[name]
@@ -185,7 +199,7 @@ def _locate(name: str) -> tuple[str, str | None, Path]:
             if not (Path(location) / "config.json").is_file():
                 raise UsageError(f"The packaged model {name} is not in this installation; run `make tiny-model`.")
             return f"package:{Path(location).name}", None, Path(location)
-        return location, *_download(location, revision)
+        return location, *_download(location, revision, weights)
     if Path(name).is_dir():
         return name, None, Path(name)
     organisation, _, rest = name.partition("/")
@@ -194,17 +208,17 @@ def _locate(name: str) -> tuple[str, str | None, Path]:
         raise UsageError(
             f"There is no model {name!r}: not a known name, a folder, or a hub id like org/model{nearest(name, MODELS)}"
         )
-    return f"{organisation}/{repository}", *_download(f"{organisation}/{repository}", wanted or None)
+    return f"{organisation}/{repository}", *_download(f"{organisation}/{repository}", wanted or None, weights)
 
 
-def _download(repository: str, revision: str | None) -> tuple[str, Path]:
+def _download(repository: str, revision: str | None, weights: bool) -> tuple[str, Path]:
     """(commit, folder) of a hub snapshot, from the cache when the files are there."""
     try:
         folder = Path(
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[*_WEIGHT_FILES, *_OTHER_FILES],
+                allow_patterns=[*(_WEIGHT_FILES if weights else ()), *_OTHER_FILES],
                 ignore_patterns=_NOT_OURS,
             )
         )

@@ -42,6 +42,35 @@ class NoData(CotuneError):
     """A weights stage found nothing to train on. A reported outcome of the run ("-"), not a crash (sheet 01)."""
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What decides the cost of tuning: numbers of examples and mean lengths in tokens.
+
+    `question` is a rendered question under the seed prompt, `reference` a reference completion, `limit` the longest
+    completion that decoding allows.
+    """
+
+    train: int
+    val: int
+    question: int
+    reference: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """The most that one piece of tuning can take: calls, tokens read and written by generation, tokens trained on."""
+
+    what: str
+    calls: int
+    forward_tokens: int
+    trained_tokens: int = 0
+
+    @classmethod
+    def generation(cls, what: str, calls: int, prompt: int, limit: int) -> Work:
+        return cls(what, calls, calls * (prompt + limit))
+
+
 class Strategy(Protocol):
     """`levers` are the ones it turns: {"prompt"}, {"weights"}, both, or none."""
 
@@ -49,6 +78,9 @@ class Strategy(Protocol):
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self: ...
+
+    def plan(self, load: Workload) -> list[Work]:
+        """What `tune` will do at most, piece by piece. Tuned prompts are taken to be as long as the seed prompt."""
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """A better `Tuned`, or `start` itself if the budget allows nothing.

@@ -19,7 +19,7 @@ from cotune.errors import BudgetExhausted, CotuneError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
 from cotune.models.lora import LoraFactors, attached, init_static, target_linears
-from cotune.strategies.base import Fixed, NoData, Problem, fixed
+from cotune.strategies.base import Fixed, NoData, Problem, Work, Workload, fixed
 from cotune.supervision import TokenRow, Trace, accepted, completion_loss, gold, token_row
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
 from cotune.values import Tuned
@@ -62,6 +62,15 @@ class LoraOnly:
             choice_examples=config.prompt.choice_examples,
             drop_demonstrations=config.sequential.drop_demonstrations,
         )
+
+    def plan(self, load: Workload) -> list[Work]:
+        rows = load.train * {"gold": 1, "self": self.samples, "both": 1 + self.samples}[self.source]
+        works = []
+        if self.source != "gold":
+            works.append(Work.generation("own completions", load.train * self.samples, load.question, load.limit))
+        works.append(Work("train", 0, 0, self.epochs * rows * (load.question + load.reference)))
+        chosen = min(self.choice_examples, load.val)
+        return [*works, Work.generation("choose the epoch on val", self.epochs * chosen, load.question, load.limit)]
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The adapter of the epoch that is best on val (ties: the earlier), under the prompt of `start`.

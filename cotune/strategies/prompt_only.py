@@ -18,7 +18,7 @@ from cotune.proposers import make_proposer
 from cotune.proposers.demonstrations import DemonstrationProposer
 from cotune.proposers.filters import Filter
 from cotune.search import Board, PromptSearch, Proposer, Scored, size
-from cotune.strategies.base import Fixed, Problem, fixed
+from cotune.strategies.base import Fixed, Problem, Work, Workload, fixed
 from cotune.values import Example, Prompt, Tuned
 
 
@@ -45,6 +45,24 @@ class PromptOnly:
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         return cls(**config.prompt.model_dump())
+
+    def plan(self, load: Workload) -> list[Work]:
+        driving, teaching = self._sizes(load.train)
+        shown = load.question + load.reference
+        works = [Work.generation("score instructions", (1 + self.rounds * self.candidates) * driving, shown, load.limit)]
+        if self.proposer != "edits":
+            # the meta-prompt shows `history` instructions of at most `max_characters`, about 4 characters a token
+            meta = self.history * self.max_characters // 4 + self.exemplars * shown
+            works.append(Work.generation("propose", self.rounds * self.candidates, meta, self.max_characters // 4))
+        if self._uses_demonstrations:
+            with_demos = load.question + self.demonstrations * shown
+            works.append(Work.generation("own demonstrations", teaching, load.question, load.limit))
+            works.append(
+                Work.generation("score demonstrations", (self.demonstration_sets + 2) * driving, with_demos, load.limit)
+            )
+            shown = with_demos
+        chosen = min(self.choice_examples, load.val)
+        return [*works, Work.generation("choose on val", (self.finalists + 1) * chosen, shown, load.limit)]
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The prompt that is best on val among the finalists of the search; the starting one is always one of them.
@@ -73,9 +91,12 @@ class PromptOnly:
         """Train examples that score the search, and others that become demonstrations (at least a quarter: ours)."""
         order = list(problem.train)
         bench.rng("search-examples").shuffle(order)
-        most = len(order) - len(order) // 4 if self._uses_demonstrations else len(order)
-        n = min(self.search_examples, most)
-        return order[:n], order[n : n + self.search_examples]
+        driving, teaching = self._sizes(len(order))
+        return order[:driving], order[driving : driving + teaching]
+
+    def _sizes(self, train: int) -> tuple[int, int]:
+        driving = min(self.search_examples, train - train // 4 if self._uses_demonstrations else train)
+        return driving, min(self.search_examples, train - driving)
 
     @property
     def _uses_demonstrations(self) -> bool:

@@ -11,7 +11,7 @@ from cotune.config import RunConfig
 from cotune.evaluate import evaluate
 from cotune.plugins import resolve
 from cotune.strategies import STRATEGIES
-from cotune.strategies.base import Problem, Strategy, fixed
+from cotune.strategies.base import Problem, Strategy, Work, Workload, fixed
 from cotune.values import Tuned
 
 KINDS = {"p": "prompt-only", "w": "lora-only"}
@@ -33,6 +33,13 @@ class Sequential:
         kinds = config.sequential.stages.split(",")
         stages = {kind: resolve("strategies", STRATEGIES, KINDS[kind]).from_config(config) for kind in sorted({*kinds})}
         return cls(kinds, stages, config.sequential.restart, config.prompt.choice_examples)
+
+    def plan(self, load: Workload) -> list[Work]:
+        return [
+            replace(work, what=f"{i}-{kind}: {work.what}")
+            for i, kind in enumerate(self.kinds)
+            for work in self.stages[kind].plan(load)
+        ]
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """What the last stage gives, as in the paper (DSPy returns the stage that is best on val).

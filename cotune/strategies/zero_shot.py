@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from cotune.bench import Bench
 from cotune.config import RunConfig
-from cotune.strategies.base import Problem
+from cotune.strategies.base import Problem, Work, Workload
 from cotune.values import Tuned
 
 
@@ -16,6 +16,9 @@ class ZeroShot:
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         return cls()
+
+    def plan(self, load: Workload) -> list[Work]:
+        return []
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         return start
