@@ -78,10 +78,11 @@ def base_model(config: RunConfig, name: str) -> BaseModel:
     return load(name, device=config.runner.device, dtype=config.runner.dtype)
 
 
-def proposer_name(config: RunConfig) -> str | None:
-    """The model named by `prompt.proposer = "model:NAME"`."""
-    kind, _, name = config.prompt.proposer.partition(":")
-    return name if kind == "model" else None
+def generator_model(config: RunConfig, base: BaseModel) -> BaseModel:
+    """MetaTuner's G, or the model of `prompt.proposer = "model:NAME"`; the base model itself when none is named."""
+    kind, _, proposer = config.prompt.proposer.partition(":")
+    name = config.generator or (proposer if kind == "model" else None)
+    return base if name in (None, config.model) else base_model(config, str(name))
 
 
 def engine_factory(config: RunConfig, listen: Listener) -> Callable[[BaseModel], Engine]:
@@ -192,8 +193,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     sampling = decoding(config, task)
     folder.write_json("environment.json", environment())
     model = base_model(config, config.model)
-    other = config.generator or proposer_name(config)
-    generator = base_model(config, other) if other and other != config.model else model
+    generator = generator_model(config, model)
     build = engine_factory(config, listen)
     ledger = Ledger(config.budget.tokens, config.budget.flops)
     bench = Bench(model, build(model), build, ledger, folder, config.seed, listen)

@@ -70,6 +70,10 @@ def write_atomic(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def json_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(", ", ": ")) + "\n"
 
@@ -139,8 +143,7 @@ class RunFolder:
         return summary if summary["status"] in FINAL else None
 
     def write_json(self, name: str, value: Any) -> None:
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomic(self.path / name, text + "\n")
+        write_json(self.path / name, value)
 
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         write_atomic(self.path / name, "".join(json_line(row) for row in rows))

@@ -183,7 +183,8 @@ def outline(name: str) -> BaseModel:
         raise UsageError(f"{folder} holds no model: there is no config.json in it. Give the folder that has one.")
     tokenizer = _load_tokenizer(name, folder)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return BaseModel(name, model, tokenizer, source, revision)
 
 

@@ -18,6 +18,7 @@ class Gsm8k(Task):
 
     name: ClassVar[str] = "gsm8k"
     columns: ClassVar[tuple[str, ...]] = ("question", "answer")
+    unanswered: ClassVar[Mapping[str, Any]] = {"answer": "#### 0"}
     seed_instruction: ClassVar[str] = "Solve the math word problem. Give the final answer as a number after ####."
     max_new_tokens: ClassVar[int] = 512
 

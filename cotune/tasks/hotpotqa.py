@@ -26,6 +26,7 @@ class HotpotQA(Task):
 
     name: ClassVar[str] = "hotpotqa"
     columns: ClassVar[tuple[str, ...]] = ("question", "answer", "context", "supporting_facts")
+    unanswered: ClassVar[Mapping[str, Any]] = {"answer": "?", "supporting_facts": []}
     seed_instruction: ClassVar[str] = 'Answer the question from the context. Give a short answer after "Answer:".'
     headline: ClassVar[str] = "exact_match"
     max_new_tokens: ClassVar[int] = 256

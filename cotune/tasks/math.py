@@ -25,6 +25,7 @@ class Math(Task):
 
     name: ClassVar[str] = "math"
     columns: ClassVar[tuple[str, ...]] = ("problem", "solution")
+    unanswered: ClassVar[Mapping[str, Any]] = {"solution": "\\boxed{0}"}
     seed_instruction: ClassVar[str] = "Solve the problem. Put the final answer in \\boxed{}."
     max_new_tokens: ClassVar[int] = 1024
 
