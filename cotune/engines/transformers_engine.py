@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ class TransformersEngine:
         self.base = base
         self.batch_size = batch_size
         self.max_batch_tokens = max_batch_tokens
-        self._seen_alive: WeakSet[LoraFactors] = WeakSet()
+        self._alive: set[frozenset[str]] = set()
         if threads is None and base.model.device.type == "cpu" and base.parameters_count < _ONE_THREAD_BELOW:
             threads = 1
         if threads is not None:
@@ -159,12 +158,12 @@ class TransformersEngine:
         return prompts
 
     def _check_adapters(self, prompts: list[list[int]], adapters: list[LoraFactors | None]) -> None:
-        """The canary for the first adapter not seen before: each static one once, one generated one a batch."""
+        """The canary, once for each set of adapted layers: whether they can be adapted is a property of the model."""
         for ids, adapter in zip(prompts, adapters, strict=True):
-            if adapter is not None and adapter not in self._seen_alive:
+            if adapter is not None and (layers := frozenset(adapter.factors)) not in self._alive:
                 canary(self.base, adapter, ids[:_CANARY_TOKENS])
-                self._seen_alive.add(adapter)
-                return
+                if not adapter.is_zero:
+                    self._alive.add(layers)
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded (ids, mask, positions), each [B, T], so that all rows end at the same column."""

@@ -1,0 +1,184 @@
+"""Tokens per second of a batch in which every row has its own adapter, against the alternatives.
+
+    python benchmarks/lora_throughput.py --size tiny --rounds 5 [--json]
+
+Random Qwen2 models, greedy, fixed lengths (nothing ends early), LoRA of rank 8 on all linear layers. The variants
+take turns in every round, because a shared machine drifts; the figures are medians and ratios of medians. The loop over
+examples is measured on a few of them and extrapolated. Ours decode with TransformersEngine, the others with
+Hugging Face's `generate`; both give the same tokens, which is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from cotune.engines.base import Request, Sampling
+from cotune.engines.transformers_engine import TransformersEngine
+from cotune.models.base import BaseModel
+from cotune.models.lora import LoraFactors, target_linears
+
+# hidden, layers, heads, key-value heads, MLP width, vocabulary: 1M as the packaged tiny model, and 105M
+SIZES = {"tiny": (128, 4, 4, 2, 384, 1024), "105m": (768, 12, 12, 12, 2048, 26_000)}
+RANK, SCALING, PROMPT_TOKENS = 8, 2.0, 64
+
+
+def random_model(size: str) -> BaseModel:
+    hidden, layers, heads, kv_heads, width, vocabulary = SIZES[size]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config).train(False).requires_grad_(False)
+    return BaseModel(size, model, wrapped, source="random", revision=None)
+
+
+def random_adapter(base: BaseModel, seed: int) -> LoraFactors:
+    generator = torch.Generator().manual_seed(seed)
+    return LoraFactors(
+        {
+            name: (
+                torch.randn(RANK, linear.in_features, generator=generator) / linear.in_features**0.5,
+                torch.randn(linear.out_features, RANK, generator=generator) * 0.02,
+            )
+            for name, linear in target_linears(base.model, "all-linear").items()
+        },
+        SCALING,
+    )
+
+
+def with_peft(size: str, adapters: list[LoraFactors]) -> peft.PeftModel:
+    """A second copy of the model with all adapters registered as "0", "1", ..."""
+    model = random_model(size).model
+    with tempfile.TemporaryDirectory() as folder:
+        for i, adapter in enumerate(adapters):
+            adapter.save(Path(folder) / str(i))
+        wrapped = peft.PeftModel.from_pretrained(model, Path(folder) / "0", adapter_name="0")
+        for i in range(1, len(adapters)):
+            wrapped.load_adapter(Path(folder) / str(i), adapter_name=str(i))
+    wrapped.train(False)
+    return wrapped
+
+
+def variants(size: str, rows: int, new_tokens: int, loop_rows: int) -> dict[str, Callable[[], Tensor]]:
+    """Name -> function that generates and returns the new tokens [rows generated, new_tokens]."""
+    base = random_model(size)
+    adapters = [random_adapter(base, i) for i in range(rows)]
+    engine = TransformersEngine(base, batch_size=rows)
+    prompts = [f"{i:03d} " + "x" * (PROMPT_TOKENS - 4) for i in range(rows)]
+    ids = torch.tensor([base.encode(prompt) for prompt in prompts])
+    sampling = Sampling(new_tokens)
+    wrapped = with_peft(size, adapters)
+    plain = random_model(size).model
+
+    def ours(chosen: list[LoraFactors | None]) -> Tensor:
+        requests = [Request(prompt, adapter) for prompt, adapter in zip(prompts, chosen, strict=True)]
+        return torch.tensor([completions[0].token_ids for completions in engine.generate(requests, sampling)])
+
+    def generate(model: torch.nn.Module, prompt_ids: Tensor = ids, **more: object) -> Tensor:
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=prompt_ids,
+                attention_mask=torch.ones_like(prompt_ids),
+                do_sample=False,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                **more,
+            )
+        return out[:, prompt_ids.shape[1] :]
+
+    def one_shared_in_peft() -> Tensor:
+        wrapped.set_adapter("0")
+        return generate(wrapped)
+
+    def loop() -> Tensor:
+        rows_done = []
+        for i in range(loop_rows):
+            wrapped.set_adapter(str(i))
+            rows_done.append(generate(wrapped, ids[i : i + 1]))
+        return torch.cat(rows_done)
+
+    return {
+        "generated adapter per row": lambda: ours(list(adapters)),
+        "one shared adapter": lambda: ours([adapters[0]] * rows),
+        "no adapter": lambda: ours([None] * rows),
+        "generate(), no adapter": lambda: generate(plain),
+        "PEFT, one shared adapter": one_shared_in_peft,
+        "PEFT, mixed batch": lambda: generate(wrapped, adapter_names=[str(i) for i in range(rows)]),
+        "PEFT, loop over examples": loop,
+    }
+
+
+def measure(size: str, rows: int, new_tokens: int, rounds: int, loop_rows: int) -> dict[str, dict[str, float]]:
+    """Name -> tokens per second (median) and how many times faster a generated adapter per row is."""
+    runs = variants(size, rows, new_tokens, loop_rows)
+    tokens = {name: run() for name, run in runs.items()}  # warm-up
+    mine = tokens["generated adapter per row"]
+    for name in ("PEFT, mixed batch", "PEFT, loop over examples"):
+        same = (mine[: len(tokens[name])] == tokens[name]).all(dim=1)
+        print(f"{size}: {int(same.sum())} of {len(same)} rows have the tokens of {name}", file=sys.stderr)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    speed = {name: tokens[name].numel() / statistics.median(taken) for name, taken in seconds.items()}
+    own = speed["generated adapter per row"]
+    return {name: {"tokens_per_second": s, "generated_is_times": own / s} for name, s in speed.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=[*SIZES, "all"], default="all")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--loop-rows", type=int, default=4, help="examples of the loop, whose speed is extrapolated")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for size in SIZES if options.size == "all" else [options.size]:
+        result = measure(size, options.rows, options.new_tokens, options.rounds, options.loop_rows)
+        if options.json:
+            print(json.dumps({"size": size, "rows": options.rows, "threads": options.threads, "variants": result}))
+            continue
+        print(f"{size}, batch of {options.rows}, {options.new_tokens} new tokens, {options.threads} thread(s)")
+        for name, row in result.items():
+            print(f"  {name:28}{row['tokens_per_second']:10,.0f} tok/s   {row['generated_is_times']:6.2f}x")
+        print("  (x: how many times as fast a generated adapter per row is)")
+
+
+if __name__ == "__main__":
+    main()
