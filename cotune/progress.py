@@ -37,13 +37,15 @@ def listener(quiet: bool = False, prefix: str = "") -> Iterator[Listener]:
 def describe(event: Event) -> str:
     """One clean line for any event: its stage, its kind and its plain values."""
     data: Mapping[str, Any] = event.data
-    shown = {k: v for k, v in data.items() if k not in ("stage", "label", "done", "of", "message", "tuning_tokens")}
+    apart = ("stage", "label", "done", "of", "message", "text", "tuning_tokens")
+    shown = {k: v for k, v in data.items() if k not in apart and v not in (None, {}, "")}
     parts = [str(data.get("stage") or ""), str(data.get("label") or event.kind)]
     if "done" in data:
         parts.append(f"{data['done']}/{data.get('of', '?')}")
     if "message" in data:
         parts.append(str(data["message"]))
     parts += [f"{key} {_value(value)}" for key, value in shown.items()]
+    parts.append(str(data.get("text") or ""))  # a prompt: long, so it is what is cut off
     return short("  ".join(part for part in parts if part), _LINE)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cotune.catalog import check_names
 from cotune.config import RunConfig, merged, read_toml, resolve
 from cotune.errors import CotuneError, UsageError
 from cotune.record import FINAL, read_json
@@ -53,6 +54,7 @@ def experiments(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
         try:
             for layer in combinations(merged(read_toml(file), overrides)):
                 config = resolve(layer)
+                check_names(config.strategy, config.task, config.engine)
                 found.setdefault(config.run_name, Experiment(file.name, config))
         except UsageError as error:
             found[str(file)] = Experiment(file.name, None, str(error))

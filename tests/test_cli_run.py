@@ -61,12 +61,12 @@ def test_another_config_under_the_same_name_is_refused(done: Path, out: Path, ra
 def test_a_run_that_another_process_works_on_is_left_alone(out: Path, random_model_dir: Path) -> None:
     (out / "busy").mkdir()
     with FileLock(out / "busy" / ".lock"):
-        command = [sys.executable, "-m", "cotune", "run", "--strategy", "zero-shot", "--model", str(random_model_dir)]
-        command += ["--task", "micro-gsm8k", "--out", str(out), "--name", "busy", *SMALL]
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 1
+        second = cotune("run", "--strategy", "zero-shot", "--model", random_model_dir, "--task", "micro-gsm8k",
+                        "--out", out, "--name", "busy", *SMALL)  # fmt: skip
+    assert second.exit_code == 1
     assert second.stdout == ""
     assert "Another process is working on" in second.stderr
+    assert [p.name for p in (out / "busy").iterdir()] == [".lock"]
 
 
 def test_plan_runs_nothing(out: Path, random_model_dir: Path) -> None:
@@ -134,7 +134,7 @@ def test_study_runs_what_is_not_finished(tmp_path: Path, random_model_dir: Path)
         ("micro-cosmosqa", "done", False, 2),
     ]
     assert len(first.stderr.splitlines()) == 2
-    (tmp_path / "y.toml").write_text('model = "tinny"\ntask = "micro-gsm8k"\nstrategy = "zero-shot"\n')
+    (tmp_path / "y.toml").write_text('model = "tiny"\ntask = "micro-gsm8k"\nstrategy = "zero-shoot"\n')
     again = cotune("study", tmp_path, "--out", tmp_path / "out", "--json")
     assert again.exit_code == 1
     report = json.loads(again.stdout)
@@ -144,7 +144,7 @@ def test_study_runs_what_is_not_finished(tmp_path: Path, random_model_dir: Path)
         ("failed", False),
     ]
     assert report["failed"] == 1
-    assert "There is no model 'tinny'" in report["runs"][2]["reason"]
+    assert "There is no strategy 'zero-shoot'" in report["runs"][2]["reason"]
 
 
 @pytest.mark.parametrize("command", ["run", "study"])

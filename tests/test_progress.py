@@ -45,7 +45,7 @@ def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_model_text_cannot_reach_the_terminal() -> None:
     line = describe(Event("candidate", {"text": "\x1b[2J[red]\nnew line" + "x" * 500}))
-    assert line.startswith("candidate  text \\x1b[2J[red]\\nnew line")
+    assert line.startswith("candidate  \\x1b[2J[red]\\nnew line")
     assert len(line) == 160
 
 

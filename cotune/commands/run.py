@@ -74,7 +74,7 @@ def run(
     if plan:
         _plan(resolved, out, name, as_json)
         return
-    _calm_downloads(quiet)
+    _calm_libraries(quiet)
     from cotune import experiment
     from cotune.progress import listener
 
@@ -99,8 +99,9 @@ def configured(file: Path | None, sets: list[str] | None, flags: dict[str, Any])
     return config
 
 
-def _calm_downloads(quiet: bool) -> None:
-    """The hub's client reads this once, when it is imported: no bars where there is no terminal."""
+def _calm_libraries(quiet: bool) -> None:
+    """What these libraries print of their own accord; they read it once, when they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -126,7 +127,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Answer new rows with what a run has tuned."""
-    _calm_downloads(quiet)
+    _calm_libraries(quiet)
     from cotune import finished
     from cotune.progress import listener
 
@@ -154,6 +155,7 @@ def study(
 
     overrides = merged(parse_set(sets or []), {"data": data} if data else {})
     planned = studies.experiments(path, overrides)
+    _calm_libraries(quiet)
     told = 0
 
     def report(row: dict[str, Any]) -> None:
