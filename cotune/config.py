@@ -44,7 +44,9 @@ class EngineConfig(Section):
 
     batch_size: Positive = Field(32, description="rows per forward pass")
     max_batch_tokens: Positive = Field(32768, description="rows x (prompt + new) tokens per forward pass")
-    threads: Positive = Field(1, description="CPU threads; two on two busy cores were 8-16 times slower than one")
+    threads: Positive | None = Field(
+        None, description="CPU threads; empty: one for models below 50M parameters (measured), else torch's choice"
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 

@@ -25,7 +25,6 @@ from cotune.errors import CotuneError
 from cotune.evaluate import evaluate
 from cotune.ledger import Ledger, forward_flops, training_flops
 from cotune.models.base import BaseModel, load, outline
-from cotune.models.lora import LoraFactors, canary
 from cotune.plugins import resolve
 from cotune.record import RunFolder, environment
 from cotune.strategies import STRATEGIES
@@ -85,7 +84,7 @@ def generator_model(config: RunConfig, base: BaseModel) -> BaseModel:
     return base if name in (None, config.model) else base_model(config, str(name))
 
 
-def engine_factory(config: RunConfig, listen: Listener) -> Callable[[BaseModel], Engine]:
+def engine_factory(config: RunConfig) -> Callable[[BaseModel], Engine]:
     settings = config.runner
 
     def build(model: BaseModel) -> Engine:
@@ -95,7 +94,6 @@ def engine_factory(config: RunConfig, listen: Listener) -> Callable[[BaseModel],
             batch_size=settings.batch_size,
             max_batch_tokens=settings.max_batch_tokens,
             threads=settings.threads,
-            warn=lambda message: listen(Event("warning", {"message": message})),
         )
 
     return build
@@ -194,7 +192,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     folder.write_json("environment.json", environment())
     model = base_model(config, config.model)
     generator = generator_model(config, model)
-    build = engine_factory(config, listen)
+    build = engine_factory(config)
     ledger = Ledger(config.budget.tokens, config.budget.flops)
     bench = Bench(model, build(model), build, ledger, folder, config.seed, listen)
     bench.emit("start", strategy=config.strategy, train=len(data.train), val=len(data.val), model_digest=model.digest)
@@ -209,7 +207,6 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     with ledger.measuring():
         measure = bench.at("test")
         ours = tuned.condition(test, measure)
-        _canaries(model, task, test, ours, measure)
         evaluation = evaluate(task, test, ours, sampling, measure, label="test")
         folder.write_rows("predictions.jsonl", prediction_rows(evaluation))
         cells = None
@@ -263,22 +260,6 @@ def _cells(
         rows += [{"cell": cell, **row} for row in prediction_rows(evaluation)]
     folder.write_rows("crossed.jsonl", rows)
     return scores | {"tuned/tuned": both.score}
-
-
-def _canaries(
-    model: BaseModel, task: Task, test: Sequence[Example], conditionings: Sequence[Conditioning], bench: Bench
-) -> None:
-    """Check up to four distinct adapters before they are measured: one that changes nothing stops the run."""
-    distinct: dict[str, tuple[LoraFactors, Example, Prompt]] = {}
-    for example, c in zip(test, conditionings, strict=True):
-        if isinstance(c.adapter, LoraFactors):
-            distinct.setdefault(c.adapter.digest, (c.adapter, example, c.prompt))
-        if len(distinct) == 4:
-            break
-    for adapter, example, prompt in distinct.values():
-        canary(model, adapter, model.encode(model.render(task.messages(prompt, example))))
-    if distinct:
-        bench.emit("canary", adapters=len(distinct))
 
 
 def data_record(config: RunConfig, data: Dataset, test: Sequence[Example]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def predict(folder: Path, rows: Path, output: Path, listen: Listener = ignore) -
     task = make_task(config.task)
     examples, answered, errors = _examples(task, rows)
     model = base_model(config, config.model)
-    build = engine_factory(config, listen)
+    build = engine_factory(config)
     bench = Bench(model, build(model), build, Ledger(), MemoryStore(), config.seed, listen, "predict")
     tuned = load_tuned(folder / "tuned", generator_model(config, model))
     with bench.ledger.measuring():
