@@ -64,7 +64,7 @@ def _scores(row: Row) -> tuple[str, ...]:
         row.strategy,
         ",".join(str(seed) for seed in seeds(row)),
         str(score.n) if score else "",
-        _estimate(score, "z.1f") if score else "",
+        _estimate(score, "z.1f") if score else "-" if row.status == "no-data" else "",
         _estimate(difference, "+z.1f") + ("*" if difference.excludes_zero else "") if difference else "",
         *(show(cost(row, account, key)) for account, _, (key, show) in _COSTS),
         "baseline" if row.is_baseline else "" if row.status == "done" else row.status,

@@ -96,13 +96,16 @@ def _by_id(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     for row in rows:
         if row["id"] in scores:
             raise CotuneError(f"Example {row['id']!r} occurs twice in the rows. Run it again in another folder.")
-        scores[str(row["id"])] = float(row["score"])
+        score = float(row["score"])
+        if not 0 <= score <= 1:
+            raise CotuneError(f"The score {score} of example {row['id']!r} is not in [0, 1]. Run it again elsewhere.")
+        scores[str(row["id"])] = score
     return scores
 
 
 def _check(scores: Mapping[str, float], summary: Mapping[str, Any]) -> None:
     """The rows must say what the summary says: n, and correct + wrong + truncated + errored = n, and the mean."""
-    n = summary["n"]
+    n, _ = summary["n"], summary["headline"]
     if not scores or len(scores) != n or sum(summary["outcomes"].values()) != n:
         raise CotuneError(
             f"predictions.jsonl has {len(scores)} rows but the summary says n = {n} with outcomes "

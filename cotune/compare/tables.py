@@ -14,6 +14,7 @@ from typing import Any
 from cotune.compare.runs import CELLS, Run, read_all
 from cotune.compare.stats import Estimate, mean_score, paired
 from cotune.errors import UsageError
+from cotune.values import digest
 
 STRATEGY_ORDER = ("zero-shot", "prompt-only", "lora-only", "sequential", "joint")
 BASELINE = "zero-shot"
@@ -143,9 +144,15 @@ def _labels(runs: Sequence[Run]) -> dict[Run, str]:
         keys = sorted({key for flat in settings.values() for key in flat})
         varying = [key for key in keys if len({repr(flat.get(key)) for flat in settings.values()}) > 1]
         for run in same:
-            inside = ", ".join(f"{key}={settings[run].get(key)}" for key in varying)
+            inside = ", ".join(f"{key}={_brief(settings[run].get(key))}" for key in varying)
             labels[run] = f"{strategy} ({inside})" if varying else strategy
     return labels
+
+
+def _brief(value: Any) -> str:
+    """A value in a label; a long one (a prompt) by its digest, so that different ones stay different."""
+    text = str(value)
+    return text if len(text) <= 40 else f"#{digest(text)[:8]}"
 
 
 def _flat(config: Mapping[str, Any], strategy: str, prefix: str = "") -> dict[str, Any]:
@@ -210,7 +217,8 @@ def outcomes(row: Row) -> dict[str, int] | None:
 
 
 def seeds(row: Row) -> list[int]:
-    return sorted({run.seed for run in row.runs if run.seed is not None})
+    """One per run: a seed that was run twice (under two names) is there twice."""
+    return sorted(run.seed for run in row.runs if run.seed is not None)
 
 
 def record(group: Group, row: Row) -> dict[str, Any]:

@@ -192,3 +192,26 @@ def test_a_config_that_is_no_config_is_a_damaged_run(tmp_path: Path, content: st
 def test_a_summary_that_is_none_is_a_damaged_run(tmp_path: Path, content: str) -> None:
     (write_run(tmp_path, "joint", BETTER) / "summary.json").write_text(content)
     assert [r.status for r in only(compare([tmp_path])).rows if r.status == "done"] == []
+
+
+@pytest.mark.parametrize("score", [float("nan"), -0.5, 1.5, float("inf")])
+def test_a_score_outside_its_range_takes_part_in_no_number(tmp_path: Path, score: float) -> None:
+    write_run(tmp_path, "joint", {"a": score, "b": 0.0})
+    (broken,) = only(compare([tmp_path])).rows
+    assert broken.status == "damaged"
+    assert "is not in [0, 1]" in broken.reason
+
+
+def test_long_settings_stay_different_in_their_labels(tmp_path: Path) -> None:
+    for end in ("one", "two"):
+        write_run(tmp_path, "joint", BASE, settings={"seed_instruction": "Think about it for a long time. " * 9 + end})
+    labels = [r.strategy for r in only(compare([tmp_path])).rows]
+    assert len(set(labels)) == 2
+    assert all(len(label) < 40 for label in labels)
+
+
+def test_a_seed_that_was_run_twice_is_seen(tmp_path: Path) -> None:
+    write_run(tmp_path, "joint", BASE, name="first")
+    write_run(tmp_path, "joint", BASE, name="copy")
+    group = only(compare([tmp_path]))
+    assert record(group, group.rows[0])["seeds"] == [0, 0]
