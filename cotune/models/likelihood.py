@@ -1,6 +1,9 @@
 """How likely a model finds given completions, as a loss. Knows nothing of who learns from it.
 
-Axes: B rows, T tokens, V vocabulary.
+Rows of different length are padded on the right. Attention is causal, so no token sees what stands behind it, and no
+attention mask is needed: without one the attention kernels skip the upper triangle and build no [T, T] mask.
+
+Axes: B rows, T tokens, P positions that predict a completion token in at least one row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids_BT, mask_BT) of token lists of different lengths. Padding is token 0: it is masked, so any would do."""
+def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """ids_BT of token lists of different lengths."""
     longest = max(len(row) for row in rows)
-    ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    return ids_BT, mask_BT
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
 
 
 def completion_nll(model: nn.Module, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
@@ -26,15 +27,16 @@ def completion_nll(model: nn.Module, contexts: Sequence[Sequence[int]], completi
     Differentiable in whatever the model's forward is. No context and no completion may be empty.
     """
     device = next(model.parameters()).device
-    rows = [[*context, *completion] for context, completion in zip(contexts, completions, strict=True)]
-    ids_BT, mask_BT = right_padded(rows, device)
-    first = min(len(context) for context in contexts)  # no logits for what all rows merely read
-    kept = ids_BT.shape[1] - first + 1
-    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=kept).logits
-    labels_BT = ids_BT[:, first:].clone()
-    for row, (context, completion) in enumerate(zip(contexts, completions, strict=True)):
-        labels_BT[row, : len(context) - first] = -100
-        labels_BT[row, len(context) - first + len(completion) :] = -100
-    nll_BT = functional.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), labels_BT, reduction="none")
-    length_B = torch.tensor([len(completion) for completion in completions], device=device)
-    return nll_BT.sum(1) / length_B
+    spans = [(len(context) - 1, len(completion)) for context, completion in zip(contexts, completions, strict=True)]
+    positions_P = sorted({first + i for first, length in spans for i in range(length)})  # no logits for the rest
+    labels_BP = torch.full((len(spans), len(positions_P)), -100)
+    for row, ((first, length), completion) in enumerate(zip(spans, completions, strict=True)):
+        column = positions_P.index(first)  # a row's positions are neighbours in positions_P too
+        labels_BP[row, column : column + length] = torch.tensor(completion)
+    logits_BPV = model(
+        input_ids=right_padded([[*c, *y] for c, y in zip(contexts, completions, strict=True)], device),
+        use_cache=False,
+        logits_to_keep=torch.tensor(positions_P, device=device),
+    ).logits
+    nll_BP = functional.cross_entropy(logits_BPV.float().transpose(1, 2), labels_BP.to(device), reduction="none")
+    return nll_BP.sum(1) / torch.tensor([length for _, length in spans], device=device)

@@ -109,8 +109,7 @@ def test_shared_depth_is_the_papers_and_never_everything(share: float, layers: i
 def test_encoder_is_the_hidden_state_behind_layer_k_whatever_the_padding(base: BaseModel) -> None:
     rows = [[5, 6, 7, 8, 9], [10, 11]]
     ids = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 0, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    got = hidden_after(base.model, 1, ids, mask)
+    got = hidden_after(base.model, 1, ids)
     last, mean = pool(got, [5, 2], "last"), pool(got, [5, 2], "mean")
     for i, row in enumerate(rows):
         expected = slow.hidden(base.model, 1, row)
@@ -123,7 +122,7 @@ def test_encoder_runs_no_layer_above_k(base: BaseModel) -> None:
     ran: list[int] = []
     handles = [layer.register_forward_pre_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(layers)]
     ids = torch.tensor([[5, 6]])
-    hidden_after(base.model, 1, ids, torch.ones_like(ids))
+    hidden_after(base.model, 1, ids)
     assert ran == [0]
     base.model(input_ids=ids)  # and the hook that stops is gone
     assert ran == [0, 0, 1]

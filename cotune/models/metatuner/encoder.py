@@ -64,10 +64,10 @@ def tapped(model: nn.Module, depth: int, stop: bool = False) -> Iterator[list[Te
         handle.remove()
 
 
-def hidden_after(model: nn.Module, depth: int, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """hidden_BTD after layer `depth`; the layers above it do not run."""
+def hidden_after(model: nn.Module, depth: int, ids_BT: Tensor) -> Tensor:
+    """hidden_BTD after layer `depth` of right-padded rows; the layers above it do not run."""
     with tapped(model, depth, stop=True) as caught:
-        model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        model(input_ids=ids_BT, use_cache=False)
     return caught[0]
 
 

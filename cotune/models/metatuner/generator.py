@@ -75,8 +75,8 @@ class MetaTuner:
         with self.prompts.encoding():
             for i in range(0, len(queries), _ROWS):
                 rows = queries[i : i + _ROWS]
-                ids_BT, mask_BT = right_padded(rows, self.base.model.device)
-                hidden_BTD = hidden_after(self.base.model, self.prompts.depth, ids_BT, mask_BT)
+                ids_BT = right_padded(rows, self.base.model.device)
+                hidden_BTD = hidden_after(self.base.model, self.prompts.depth, ids_BT)
                 pooled.append(pool(hidden_BTD, [len(row) for row in rows], self.pooling))
         return latent(torch.cat(pooled))
 

@@ -58,9 +58,9 @@ def prompt_term(tuner: MetaTuner, items: Sequence[JointItem]) -> tuple[Tensor, T
 def encode(tuner: MetaTuner, items: Sequence[JointItem]) -> Tensor:
     """pooled_BD after layer k, differentiable in phi_s, for items that have no target."""
     base = tuner.base
-    ids_BT, mask_BT = right_padded([i.query for i in items], base.model.device)
+    ids_BT = right_padded([i.query for i in items], base.model.device)
     with tuner.prompts.encoding():
-        hidden_BTD = hidden_after(base.model, tuner.prompts.depth, ids_BT, mask_BT)
+        hidden_BTD = hidden_after(base.model, tuner.prompts.depth, ids_BT)
     return pool(hidden_BTD, [len(i.query) for i in items], tuner.pooling)
 
 
