@@ -26,8 +26,8 @@ LETTERS = ("A", "B", "C", "D")
 
 _MARKER = re.compile(r"\banswer\b[*_]{0,3}\s?(?::|\bis\b(?:\s?:)?)[*_]{0,3}", re.IGNORECASE)
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]}.])[-+\u2212]\s?)?(?P<currency>(?:\\?\$|[£€¥])\s?)?(?P<inner>[-\u2212])?"
-    r"(?P<digits>\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)?(?P<point>(?(digits)(?:\.\d+)?|(?<![\w.])\.\d+))"
+    r"(?P<sign>(?<![\w)\]}.])[-+\u2212]\s?)?(?:(?:\\?\$|[£€¥])\s?(?P<inner>[-\u2212])?)?"
+    r"(?P<number>(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
     r"(?P<over>/[1-9]\d{0,20}(?![\d/.]))?"
 )
 _MAX_NUMBER = 100  # characters; a longer run of digits is not an answer
@@ -83,10 +83,9 @@ def numbers(text: str) -> list[str]:
     """
     found = []
     for m in _NUMBER.finditer(text):
-        if not (m["digits"] or m["point"]) or len(m[0]) > _MAX_NUMBER:
-            continue
-        minus = "-" if (m["sign"] or m["inner"] or "").strip() in ("-", "\u2212") else ""
-        found.append(f"{minus}{(m['digits'] or '0').replace(',', '')}{m['point']}{m['over'] or ''}")
+        if len(m[0]) <= _MAX_NUMBER:
+            minus = "-" if (m["sign"] or m["inner"] or "").strip() in ("-", "\u2212") else ""
+            found.append(f"{minus}{m['number'].replace(',', '')}{m['over'] or ''}")
     return found
 
 
