@@ -44,7 +44,7 @@ class Commands(TyperGroup):
             self._say(str(error))
             raise typer.Exit(2 if isinstance(error, UsageError | DataError) else 1) from None
         except OSError as error:
-            self._say(f"{error}. Free what it needs, or choose another place, and give the same command again.")
+            self._say(f"{error}. Check that place and its free space, then give the same command again.")
             raise typer.Exit(1) from None
         except MemoryError:
             self._say("There is not enough memory. Use a smaller model, or --set runner.batch_size=1.")

@@ -100,23 +100,37 @@ def test_compare_and_show_read_the_run(done: Path) -> None:
     assert "first 4 test rows" in shown.stdout
 
 
-def test_regrade_says_what_changed(done: Path) -> None:
-    before = (done / "predictions.jsonl").read_bytes()
+def test_seeds_of_one_strategy_are_comparable(done: Path, out: Path, random_model_dir: Path) -> None:
+    second = cotune("run", "--strategy", "zero-shot", "--model", random_model_dir, "--task", "micro-gsm8k",
+                    "--out", out, "--name", "two", *SMALL, "--seed", "1")  # fmt: skip
+    assert second.exit_code == 0, second.output
+    (group,) = json.loads(cotune("compare", done, out / "two", "--json").stdout)["groups"]
+    assert [(row["seeds"], row["n"]) for row in group["rows"]] == [([0, 1], 4)]
+
+
+def test_regrade_finds_nothing_to_change_in_a_fresh_run(done: Path) -> None:
+    before = {name: (done / name).read_bytes() for name in ("predictions.jsonl", "summary.json")}
     result = cotune("regrade", done, "--json")
     assert result.exit_code == 0, result.output
-    json.loads(result.stdout)
-    assert (done / "predictions.jsonl").read_bytes() == before
+    report = json.loads(result.stdout)
+    assert (report["run"], report["rows"], report["changed"]) == ("one", 4, 0)
+    assert {name: (done / name).read_bytes() for name in before} == before
+    assert "changed: 0" in cotune("regrade", done).stdout
 
 
 def test_predict_answers_new_rows(done: Path, tmp_path: Path) -> None:
-    rows = [{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}] * 2
+    rows = [{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\n#### 2"}, {"question": "What is 1 + 1?"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     result = cotune("predict", done, "--input", tmp_path / "rows.jsonl", "--output", tmp_path / "out.jsonl", "--json")
     assert result.exit_code == 0, result.output
-    json.loads(result.stdout)
-    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(answers) == 2
-    assert answers[0]["completion"] == answers[1]["completion"]
+    assert json.loads(result.stdout)["rows"] == 2
+    first, second = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first["completion"] == second["completion"]
+    assert "outcome" in first
+    assert "outcome" not in second  # nothing to grade it with
+    wrong = cotune("predict", done, "--input", tmp_path / "rows.jsonl", "--output", tmp_path / "no" / "out.jsonl")
+    assert wrong.exit_code == 2
+    assert "cannot be written" in wrong.stderr
 
 
 def test_study_runs_what_is_not_finished(tmp_path: Path, random_model_dir: Path) -> None:

@@ -127,16 +127,19 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Answer new rows with what a run has tuned."""
+    if not output.parent.is_dir() or output.is_dir():
+        raise UsageError(f"{output} cannot be written. Give --output a file in a folder that exists.")
     _calm_libraries(quiet)
     from cotune import finished
     from cotune.progress import listener
+    from cotune.wording import nested_text
 
     with listener(quiet) as listen, redirect_stdout(sys.stderr):
         report = finished.predict(run, input, output, listen)
     if as_json:
         emit_json(report)
     else:
-        emit(f"{report['rows']} predictions are in {output}.")
+        emit(nested_text(report))
 
 
 def study(
