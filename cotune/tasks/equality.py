@@ -300,6 +300,10 @@ def _same_value(a: str, b: str) -> bool:
 
 
 def _same_constant(x: Any, y: Any) -> bool:
+    import sympy
+
+    if x.has(sympy.nan, sympy.zoo) or y.has(sympy.nan, sympy.zoo):  # a division by zero equals nothing
+        return False
     if (x.is_Rational and y.is_Rational) or x.is_finite is False or y.is_finite is False:
         return bool(x == y)
     gap, size = abs((x - y).evalf(_DIGITS, maxn=400)), abs(x.evalf(_DIGITS))

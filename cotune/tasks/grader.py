@@ -7,6 +7,7 @@ never holds the parent's torch), and ends with its parent. What is equal is deci
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -101,6 +102,7 @@ class Grader:
 
 
 _GRADER = Grader()
+atexit.register(_GRADER.close)
 
 
 def compare(reference: str, prediction: str) -> bool:

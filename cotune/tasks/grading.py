@@ -30,6 +30,9 @@ _NUMBER = re.compile(
     r"(?P<number>(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
     r"(?P<over>/[1-9]\d{0,20}(?![\d/.]))?"
 )
+_LEAD_IN = re.compile(
+    r"^\W*(?:the\s+)?(?:(?:best|correct|right|final)\s+)?(?:(?:answer|choice|option)\b\W*)?(?:is\b\W*)?", re.IGNORECASE
+)
 _MAX_NUMBER = 100  # characters; a longer run of digits is not an answer
 
 
@@ -204,7 +207,7 @@ def read_choice(text: str, choices: tuple[str, ...]) -> str | None:
 
     `B`, `(B)`, `B. went home`, `went home` and `1` all mean B when the second choice is "went home".
     """
-    start = re.sub(r"^\W*(?:(?:option|choice)\b\W*)?", "", text[:200], flags=re.IGNORECASE)
+    start = _LEAD_IN.sub("", text[:200])
     letter = re.match(r"([A-D])(?:\W*$|[).:*,;]|\s*[-\u2013\u2014]\s|\s+(?:because|since)\b)", start, re.IGNORECASE)
     if letter:
         return letter[1].upper()

@@ -28,6 +28,7 @@ _PLAIN = re.compile(
 _TEXT = re.compile(
     r"(?P<head>.*[^\s{(\[,_^])\s*\\text\{(?P<unit>[^{}]*)\}\s*(?P<power>\^\s*\{?\s*[23]\s*\}?)?", re.DOTALL
 )
+_COUNTED = re.compile(r"(?P<head>-?[\d.]+)\s(?P<unit>[a-z]{3,}(?:\s[a-z]+)*)")  # 18 apples
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 
 
@@ -45,7 +46,7 @@ def split_unit(text: str) -> tuple[str, str]:
     if found and found["head"].strip():
         head, outer = split_unit(found["head"])
         return head, measure(found["unit"] + (found["power"] or "")) or outer
-    found = _PLAIN.fullmatch(text)
+    found = _PLAIN.fullmatch(text) or _COUNTED.fullmatch(text)
     return (found["head"].strip(), measure(found["unit"])) if found else (text, "")
 
 

@@ -134,6 +134,12 @@ EQUAL = [
     (r"i", r"\sqrt{-1}"),
     (r"(2,5]", r"5 \ge x > 2"),
     (r"\frac{9}{\pi^2}(\sqrt{3}+3)", r"\frac{9\sqrt{3}+27}{\pi^2}"),
+    (r"3", r"\text{3 apples}"),
+    (r"18", r"18 apples"),
+    (r"\emptyset", r"\{ \}"),
+    (r"1, 2", r"x=1 \text{ or } x=2"),
+    (r"25", r"5^2"),
+    (r"\$5.40", r"5.4 dollars"),
 ]
 DIFFERENT = [
     (r"5 cm", r"5 km"),
@@ -179,6 +185,12 @@ DIFFERENT = [
     (r"f(2) < f(1) < f(4)", r"f(3) < f(1) < f(4)"),
     (r"5", r"2(3)"),
     (r"7/5", r"3 4/5"),
+    (r"\frac{1}{0}", r"\frac{2}{0}"),
+    (r"2", r"2 \text{ or } 3"),
+    (r"\text{Monday}", r"\text{Monday or Tuesday}"),
+    (r"\frac{1}{2}", r"\frac{1}{2}x"),
+    (r"x", r"y"),
+    (r"\infty", r"-\infty"),
 ]
 
 

@@ -153,6 +153,8 @@ def test_hotpot_known_values() -> None:
         (r"\boxed{A}", "A", True),
         ("The answer is she went home.", "B", True),
         ("Answer: 2", "C", True),
+        ("The correct answer is option D because", "D", True),
+        ("Answer: The best choice is B.", "B", True),
         ("B", "B", False),
         ("B. She went home .", "B", False),
         ("Option C", "C", False),
