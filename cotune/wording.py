@@ -53,7 +53,7 @@ def study_line(row: Mapping[str, Any]) -> str:
 
 
 def nested_text(value: Mapping[str, Any]) -> str:
-    """Any report as indented `name: value` lines."""
+    """Any report as indented `name: value` lines, by the names that --json and --set use."""
     return _lines(_nested(value, 0))
 
 
@@ -61,7 +61,7 @@ def _nested(value: Mapping[str, Any], depth: int) -> list[str]:
     """Empty lists and sections are left out; of a long list the first are shown."""
     lines = []
     for key, inner in value.items():
-        start = f"{'  ' * depth}{str(key).replace('_', ' ')}:"
+        start = f"{'  ' * depth}{key}:"
         if isinstance(inner, Mapping):
             lines += [start, *_nested(inner, depth + 1)] if inner else []
         elif isinstance(inner, list | tuple):
@@ -72,15 +72,22 @@ def _nested(value: Mapping[str, Any], depth: int) -> list[str]:
 
 
 def _listed(start: str, values: Sequence[Any]) -> list[str]:
-    rest = f"... and {len(values) - _MANY} more" if len(values) > _MANY else ""
-    if not isinstance(values[0], Mapping):
-        return [f"{start} {', '.join(map(_plain, values[:_MANY]))} {rest}"]
+    """On one line where that is short."""
+    shown = [_item(value) for value in values[:_MANY]]
+    if len(values) > _MANY:
+        shown.append(f"... and {len(values) - _MANY} more")
+    if sum(map(len, shown)) <= _SHORT and not isinstance(values[0], Mapping):
+        return [f"{start} {', '.join(shown)}"]
     indent = " " * (len(start) - len(start.lstrip()) + 2)
-    shown = [indent + ", ".join(f"{k} {_plain(v)}" for k, v in row.items()) for row in values[:_MANY]]
-    return [start, *shown, *([indent + rest] if rest else [])]
+    return [start, *(indent + item for item in shown)]
+
+
+def _item(value: Any) -> str:
+    return ", ".join(f"{k} {_plain(v)}" for k, v in value.items()) if isinstance(value, Mapping) else _plain(value)
 
 
 _MANY = 12
+_SHORT = 80
 
 
 def _plain(value: Any) -> str:

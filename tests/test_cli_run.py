@@ -74,7 +74,7 @@ def test_plan_runs_nothing(out: Path, random_model_dir: Path) -> None:
             "--out", out, "--name", "planned", *SMALL, "--plan"]  # fmt: skip
     text = cotune(*args)
     assert text.exit_code == 0, text.output
-    assert "limit test: 4" in text.stdout
+    assert "limit_test: 4" in text.stdout
     planned = json.loads(cotune(*args, "--json").stdout)
     assert planned["folder"] == str(out / "planned")
     assert planned["config"]["limit_test"] == 4
@@ -211,4 +211,4 @@ def test_data_check_reports_every_split(tmp_path: Path) -> None:
         assert report["task"] == "gsm8k"
         test = report["splits"]["test"]
         assert (test["rows"], test["references_correct"]) == (1, 1)
-    assert "references correct: 1" in cotune("data", "check", "gsm8k", "--data", tmp_path).stdout
+    assert "references_correct: 1" in cotune("data", "check", "gsm8k", "--data", tmp_path).stdout
