@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -67,14 +68,20 @@ def complete(
     """Greedy completions in the order of `prompts`, each with whether it ran into `limit` tokens."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[tuple[str, bool]] = [("", False)] * len(prompts)
+    generate: Any = model.generate
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         inputs = tokenizer([prompts[i] for i in rows], return_tensors="pt", padding=True, add_special_tokens=False)
-        made = model.generate(**inputs, max_new_tokens=limit, do_sample=False)
+        made = generate(**inputs, max_new_tokens=limit, do_sample=False)
         for i, ids in zip(rows, made[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             ended = tokenizer.eos_token_id in ids
-            found[i] = (tokenizer.decode(ids, skip_special_tokens=True), not ended)
+            found[i] = (str(tokenizer.decode(ids, skip_special_tokens=True)), not ended)
     return found
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, task: MicroTask, example: Example, instruction: str) -> str:
+    chat = task.messages(Prompt(instruction), example)
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
 
 def accuracy(
@@ -85,10 +92,7 @@ def accuracy(
     instruction: str,
 ) -> float:
     """Percent correct under `instruction`."""
-    prompts = [
-        tokenizer.apply_chat_template(task.messages(Prompt(instruction), e), tokenize=False, add_generation_prompt=True)
-        for e in rows
-    ]
+    prompts = [rendered(tokenizer, task, e, instruction) for e in rows]
     answers = complete(model, tokenizer, prompts, task.max_new_tokens)
     graded = [task.grade(e, text, truncated) for e, (text, truncated) in zip(rows, answers, strict=True)]
     return 100 * sum(g.outcome is Outcome.CORRECT for g in graded) / len(graded)
@@ -96,19 +100,18 @@ def accuracy(
 
 def train_lora(
     folder: Path, task: MicroTask, rows: Sequence[Example], epochs: int = 5, batch: int = 16, rate: float = 3e-3
-) -> PreTrainedModel:
+) -> Any:
     """Rank 8 on all linear layers, loss on the completion only, linear decay; a fresh model with the adapter merged."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    model: Any = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
     encoded = []
     for e in rows:
-        chat = task.messages(Prompt(task.seed_instruction), e)
-        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        prompt = rendered(tokenizer, task, e, task.seed_instruction)
         answer = task.reference_completion(e) + tokenizer.eos_token
-        ids = [tokenizer.encode(text, add_special_tokens=False) for text in (prompt, answer)]
-        encoded.append((ids[0] + ids[1], len(ids[0])))
+        asked, wanted = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, answer))
+        encoded.append((asked + wanted, len(asked)))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     rng = random.Random(0)
     steps = epochs * (len(encoded) // batch)
@@ -119,17 +122,16 @@ def train_lora(
             starts = list(range(0, len(encoded) - batch + 1, batch))
             rng.shuffle(starts)
         chosen = encoded[starts[step % len(starts)] :][:batch]
-        ids, labels = _padded(chosen, int(tokenizer.pad_token_id or 0))
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        batch_ids, labels = _padded(chosen, int(tokenizer.pad_token_id or 0))
+        logits = model(input_ids=batch_ids[:, :-1], use_cache=False).logits
+        loss: Any = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20) * (1 - step / steps)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    merged: PreTrainedModel = model.merge_and_unload()
-    return merged.eval()
+    return model.merge_and_unload().eval()
 
 
 def _padded(pairs: Sequence[tuple[list[int], int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +144,7 @@ def _padded(pairs: Sequence[tuple[list[int], int]], pad: int) -> tuple[Tensor, T
 
 def calibrate(name: str, folder: Path, task: MicroTask, count: int, train_count: int) -> Calibration:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     test = examples(task, "test", count)
     seed = accuracy(model, tokenizer, task, test, task.seed_instruction)
     others = []

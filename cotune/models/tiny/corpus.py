@@ -7,7 +7,7 @@ benchmark adds are absent. Knows nothing of tensors or training.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cotune.models.tiny.instructions import FAMILIES, FORMS, any_instruction, rewrite_wording, wording
@@ -44,7 +44,7 @@ def _draw(rng: random.Random, shares: dict[str, float]) -> str:
 
 def items(family: str, seed: int) -> Iterator[Item]:
     """Problems of one family from the train split, at difficulty 0."""
-    sources = {
+    sources: dict[str, Callable[[str, int, int], Iterator[Problem]]] = {
         "gsm8k": micro.word_problems, "math": micro.equations,
         "hotpotqa": micro.hop_questions, "cosmosqa": micro.narratives,
     }  # fmt: skip

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from cotune.models.tiny.corpus import Chat, chats
 from cotune.models.tiny.tokenizer import CONTEXT, train_tokenizer
@@ -42,7 +43,7 @@ class Recipe:
     store: str = "float32"  # dtype of the saved weights; training is in float32
     vocab_size: int = 1024
     tokenizer_chats: int = 20_000
-    tokens_per_batch: int = 6144
+    tokens_per_batch: int = 2048
     max_chat_tokens: int = 640
     warmup: float = 0.03  # share of the training
     final_learning_rate: float = 0.05  # share of the peak
@@ -100,32 +101,34 @@ def learning_rate(recipe: Recipe, done: float) -> float:
     return recipe.learning_rate * (low + (1 - low) * cosine)
 
 
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
     torch.manual_seed(recipe.seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.hidden_size,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.kv_heads,
-            intermediate_size=recipe.intermediate_size,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        intermediate_size=recipe.intermediate_size,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[Qwen2ForCausalLM, float]:
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, float]:
     """The trained model and the mean assistant-token loss over the last 5% of the tokens."""
     model = make_model(recipe, tokenizer)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    # Muon for the matrices of the layers reaches a given loss in fewer tokens than AdamW alone; AdamW for the rest.
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     read, started = 0, time.monotonic()
     recent: list[float] = []
     last: list[float] = []
@@ -133,23 +136,25 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[Qwen2ForC
         done = read / recipe.tokens
         if done >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, done)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, done)
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # causal, so padding on the right needs no mask
         losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         targets = weights[:, 1:].flatten()
-        loss = (losses * targets).sum() / targets.sum()
+        loss: Any = (losses * targets).sum() / targets.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
         recent.append(losses.detach()[targets == 1.0].mean().item())
         if done > 0.95:
             last.append(recent[-1])
         read += int((weights > 0).sum())
-        if step % 100 == 0:
+        if step % 200 == 0:
             speed = read / (time.monotonic() - started)
-            print(f"step {step} tokens {read} loss {sum(recent) / 100:.4f} {speed:.0f} tokens/s", file=sys.stderr)
+            print(f"step {step} tokens {read} loss {sum(recent) / 200:.4f} {speed:.0f} tokens/s", file=sys.stderr)
             recent = []
     return model, sum(last) / len(last)
 
@@ -161,7 +166,7 @@ def make(recipe: Recipe, out: Path) -> None:
     started = time.monotonic()
     model, loss = train(recipe, tokenizer)
     seconds = time.monotonic() - started
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     model.to(getattr(torch, recipe.store)).save_pretrained(out)
