@@ -180,6 +180,17 @@ def test_compare_writes_a_file_whole_and_the_same_again(runs: Path, tmp_path: Pa
     assert out.read_bytes() == first
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "table.md"]
     assert "cannot be written" in error(cotune("compare", runs, "--out", tmp_path / "no" / "x.md"))
+    link = tmp_path / "link.md"
+    link.symlink_to(out)
+    cotune("compare", runs, "--format", "csv", "--out", link)
+    assert link.is_symlink()
+    assert out.read_text().startswith("task,model,")
+
+
+def test_compare_never_replaces_a_device(runs: Path) -> None:
+    done = process("compare", runs, "--format", "csv", "--out", "/dev/stdout")
+    assert done.stdout.startswith("task,model,")
+    assert Path("/dev/stdout").is_symlink()
 
 
 def test_compare_refuses_unlike_runs(runs: Path) -> None:

@@ -45,12 +45,15 @@ def compare(
 
 
 def save(path: Path, text: str) -> None:
-    """Replace a file as a whole. Raises UsageError when that is not possible."""
+    """Replace a file as a whole; a device or a pipe is written to. Raises UsageError when that is not possible."""
     from cotune.errors import UsageError
     from cotune.record import write_atomic
 
     try:
-        write_atomic(path, text)
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomic(path.resolve(), text)  # through a link, not over it
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from None
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LEGEND = (
     "Brackets: 95% intervals over test examples (score: Wilson; Δ: paired by example, Student's t; "
-    "* when 0 is outside). Several seeds: each example's mean over them. Costs: mean per run."
+    "* when 0 is outside). Several seeds: each example's mean over them."
 )
 
 
@@ -38,7 +38,7 @@ class Sheet:
 
 
 def sheets(groups: Sequence[Group]) -> list[Sheet]:
-    """Scores and costs of each group, then its 2x2 where some strategy turned both levers."""
+    """Of each group the scores, the costs, and the 2x2 where some strategy turned both levers."""
     out = []
     for group in groups:
         title = f"{group.task} · {group.model} · {group.engine}"
@@ -47,14 +47,17 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
             for row in group.rows
             if row.status != "done"
         ]
-        header = ("strategy", "seeds", "n", f"{group.metric} %", f"Δ {group.baseline or ''} %".replace("  ", " "))
-        costs = tuple(f"{account} {unit}" for account, unit, _ in _COSTS)
-        rows = tuple(_scores(row) for row in group.rows)
-        out.append(Sheet(title, (*header, *costs, "status"), rows, (*group.notes, *reasons)))
-        crossed = tuple(_crossed(row) for row in group.rows if row.cells)
+        against = f"Δ {group.baseline} %" if group.baseline else "Δ %"
+        header = ("strategy", "seeds", "n", f"{group.metric} %", against, "status")
+        out.append(Sheet(title, header, tuple(_scores(row) for row in group.rows), (*group.notes, *reasons)))
+        done = [row for row in group.rows if row.status == "done"]
+        if done:
+            costs = ("cost, mean per run", *(f"{account} {unit}" for account, unit, _, _ in _COSTS))
+            out.append(Sheet(f"{title} · cost", costs, tuple(_costs(row) for row in done), ()))
+        crossed = tuple(_crossed(row) for row in done if row.cells)
         if crossed:
-            names = ("2x2 (prompt/weights) %", *CELLS, "interaction")
-            out.append(Sheet(f"{title} · 2x2", names, crossed, ()))
+            cells = ("prompt/weights %", *CELLS, "interaction")
+            out.append(Sheet(f"{title} · 2x2", cells, crossed, ()))
     return out
 
 
@@ -66,9 +69,12 @@ def _scores(row: Row) -> tuple[str, ...]:
         str(score.n) if score else "",
         _estimate(score, "z.1f") if score else "-" if row.status == "no-data" else "",
         _estimate(difference, "+z.1f") + ("*" if difference.excludes_zero else "") if difference else "",
-        *(show(cost(row, account, key)) for account, _, (key, show) in _COSTS),
-        "baseline" if row.is_baseline else "" if row.status == "done" else row.status,
+        "baseline" if row.is_baseline else row.status,
     )
+
+
+def _costs(row: Row) -> tuple[str, ...]:
+    return (row.strategy, *(show(cost(row, account, key)) for account, _, key, show in _COSTS))
 
 
 def _crossed(row: Row) -> tuple[str, ...]:
@@ -103,8 +109,8 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-_COSTS: tuple[tuple[str, str, tuple[str, Callable[[float | None], str]]], ...] = tuple(
-    (account, unit, (key, show))
+_COSTS: tuple[tuple[str, str, str, Callable[[float | None], str]], ...] = tuple(
+    (account, unit, key, show)
     for account in ("tuning", "measuring")
     for unit, key, show in (("tokens", "tokens", _count), ("FLOPs", "flops", _flops), ("s", "seconds", _seconds))
 )
@@ -127,8 +133,7 @@ def as_table(groups: Sequence[Group]) -> Callable[[Console], None]:
                 show_edge=False,
             )
             for i, name in enumerate(sheet.header):
-                name = name.replace(" ", "\n", 1) if name.startswith(("tuning ", "measuring ")) else name
-                table.add_column(Text(escape.clean(name, newlines=True)), justify="right" if i else "left")
+                table.add_column(Text(escape.clean(name)), justify="right" if i else "left")
             for row in sheet.rows:
                 table.add_row(*(Text(escape.clean(cell)) for cell in row))
             console.print(table)

@@ -53,10 +53,11 @@ def test_same_bytes_again(groups: list[Group], format: str) -> None:
 
 def test_table_shows_numbers_rounded_and_missing_ones_empty(groups: list[Group]) -> None:
     lines = rendered(groups, "table").splitlines()
-    joint = next(line for line in lines if line.startswith("joint"))
-    assert re.split(r"\s{2,}", joint)[:9] == [
-        "joint", "0", "4", "100.0 [51.0, 100.0]", "+75.0 [-4.6, 154.6]", "12.3M", "2.5e+15", "61", "60",
-    ]  # fmt: skip
+    scores, costs, crossed = (re.split(r"\s{2,}", line) for line in lines if line.startswith("joint"))
+    assert scores == ["joint", "0", "4", "100.0 [51.0, 100.0]", "+75.0 [-4.6, 154.6]", "done"]
+    assert costs == ["joint", "12.3M", "2.5e+15", "61", "60", "3e+07", "2.0"]
+    assert crossed == ["joint", "25.0", "25.0", "25.0", "100.0", "+75.0 [-4.6, 154.6]"]
+    assert max(map(len, lines[:6])) <= 80  # scores fit a terminal
     failed = next(line for line in lines if line.startswith("lora-only"))
     assert failed.split() == ["lora-only", "0", "failed"]
 
@@ -89,7 +90,7 @@ def test_json_has_null_for_missing_numbers(groups: list[Group]) -> None:
 def test_markdown_rows_have_as_many_cells_as_the_header(groups: list[Group]) -> None:
     tables = [line for line in as_markdown(groups).splitlines() if line.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
-    assert widths == [13] * 5 + [7] * 3
+    assert widths == [7] * 5 + [8] * 4 + [7] * 3
     assert "<script>" not in as_markdown(groups)
 
 
