@@ -259,10 +259,12 @@ def _same_equation(left: str, right: str) -> bool:
 
 
 def _named(text: str) -> tuple[str, str]:
-    """(name, value) of `name = value`; ("", text) for anything else."""
-    name, equals, rest = text.partition("=")
-    if equals and "=" not in rest and _NAME.fullmatch(name.strip()):
-        return squeeze(name), rest.strip()
+    """(name, value) of `name = value` or `value = name`; ("", text) for anything else."""
+    left, equals, right = (part.strip() for part in text.partition("="))
+    if equals and "=" not in right:
+        for name, value in ((left, right), (right, left)):
+            if _NAME.fullmatch(name):
+                return squeeze(name), value
     return "", text
 
 

@@ -140,6 +140,9 @@ EQUAL = [
     (r"1, 2", r"x=1 \text{ or } x=2"),
     (r"25", r"5^2"),
     (r"\$5.40", r"5.4 dollars"),
+    (r"2", r"\log_2 4"),
+    (r"12", r"12 = x"),
+    (r"3", r"\left|-3\right|"),
 ]
 DIFFERENT = [
     (r"5 cm", r"5 km"),
