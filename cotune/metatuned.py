@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cotune.bench import Bench
-from cotune.engines.base import Request, Sampling
+from cotune.engines.base import Engine, Request, Sampling
 from cotune.errors import UsageError
 from cotune.ledger import Spent
 from cotune.models.base import BaseModel
@@ -43,6 +43,7 @@ class MetaTuned(Tuned):
     actor: str
     settings: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, int]]
+    _engines: list[Engine] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -86,15 +87,22 @@ class MetaTuned(Tuned):
     ) -> list[list[Completion]]:
         """What G writes for each example, `sampling.n` times."""
         with self.tuner.prompts.rewriter(frozen) as rewriter:
-            same = rewriter.base is bench.base
             return bench.generate(
                 [Request(self.query(example), rewriter.adapter) for example in examples],
                 sampling,
                 base=self.generator,
-                engine=bench.engine if same else bench.make_engine(rewriter.base),
+                engine=self._engine(rewriter.base, bench),
                 version=rewriter.version,
                 label="prompts",
             )
+
+    def _engine(self, base: BaseModel, bench: Bench) -> Engine:
+        """The engine of the network that G computes with, made once."""
+        if base is bench.base:
+            return bench.engine
+        if not self._engines:
+            self._engines.append(bench.make_engine(base))
+        return self._engines[0]
 
     def adapters(self, examples: Sequence[Example], bench: Bench) -> list[LoraFactors | None]:
         """theta_i of each example under the current weights; None where the update is zero (before any training).

@@ -31,7 +31,9 @@ from cotune.values import Conditioning, Example, Prompt, Tuned
 
 __all__ = ["Joint", "MetaTuned"]
 
-AGREEMENT_EVERY = 10  # micro-batches between looks at how the two terms pull on phi_s; each costs a backward pass
+# Micro-batches between looks at how the two terms pull on phi_s. A look costs two backward passes, not booked because
+# they measure and change nothing.
+AGREEMENT_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,15 @@ class Joint:
 
 @dataclass
 class _State:
-    """What a checkpoint keeps besides tensors: the round, its D2 and its prompts for term 1, and the best so far."""
+    """What a checkpoint keeps besides tensors: the round, its D2 and its prompts for term 1 (by example id), and the
+    best validation so far with its round.
+    """
 
     round: int = 0
     targets: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     best: float | None = None
+    best_round: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ class _Run:
         self._settings, self._teacher, self._tuned, self._problem = settings, teacher, tuned, problem
         self._val, self._bench = val, bench
         self._state = _State()
-        self._calls = 0
+        self._unseen = AGREEMENT_EVERY  # micro-batches since the last look
         self._best: dict[str, Tensor] = {n: p.detach().clone() for n, p in tuned.tuner.parameters.items()}
         self._question_ids = lru_cache(maxsize=None)(self._encode_question)
         self._query_ids = lru_cache(maxsize=None)(lambda example: tuple(tuned.query_ids(example)))
@@ -165,40 +170,38 @@ class _Run:
         """Give MetaTuner the best validated weights; False when none was validated."""
         if self._state.best is None:
             return False
+        self._bench.emit("chosen", round=self._state.best_round, val_score=self._state.best if self._val else None)
         self._tuned.tuner.load(self._best)
         return True
 
     def _begin(self, number: int, examples: Sequence[Example]) -> None:
         """Synchronise, roll out, and write the prompts of term 1 for the round."""
-        s, bench, distinct = self._settings, self._bench.at(f"round-{number}"), list(dict.fromkeys(examples))
+        s, bench, distinct = self._settings, self._bench, list(dict.fromkeys(examples))
         self._tuned.tuner.prompts.sync()
-        chosen = bench.rng("rollouts").sample(distinct, min(s.rollout_examples, len(distinct)))
-        sampling = Sampling(
-            s.max_prompt_tokens, temperature=s.rollout_temperature, n=s.rollouts, seed=bench.seed_for("rollouts")
-        )
+        chosen = bench.rng("rollouts", number).sample(distinct, min(s.rollout_examples, len(distinct)))
+        seed = bench.seed_for("rollouts", number)
+        sampling = Sampling(s.max_prompt_tokens, temperature=s.rollout_temperature, n=s.rollouts, seed=seed)
         targets = rollouts(self._tuned, chosen, sampling, self._problem.sampling, bench) if s.alpha else {}
         prompts: dict[str, str] = {}
         if number:
             written = self._tuned.greedy_prompts(distinct, bench, frozen=True)
             prompts = {e.id: p.instruction for e, p in zip(distinct, written, strict=True)}
-        self._state = _State(number, targets, prompts, self._state.best)
+        self._state = replace(self._state, round=number, targets=targets, prompts=prompts)
 
     def _validate(self, step: int) -> None:
         """Keep the state if no earlier one scored as high on the val examples (without any: the last state)."""
         score = 0.0
         if self._val:
-            bench = self._bench.at(f"round-{self._state.round}")
-            conditionings = self._tuned.condition(self._val, bench)
-            score = evaluate(
-                self._problem.task, self._val, conditionings, self._problem.sampling, bench, label="validation"
-            ).score
+            conditionings = self._tuned.condition(self._val, self._bench)
+            task, sampling = self._problem.task, self._problem.sampling
+            score = evaluate(task, self._val, conditionings, sampling, self._bench, label="validation").score
         kept = not self._val or self._state.best is None or score > self._state.best
         if kept:
-            self._state.best = score
+            self._state.best, self._state.best_round = score, self._state.round
             for name, parameter in self._tuned.tuner.parameters.items():
                 self._best[name].copy_(parameter.detach())
         self._bench.emit(
-            "validation", round=self._state.round, step=step, score=score if self._val else None, kept=kept
+            "validation", round=self._state.round, step=step, val_score=score if self._val else None, kept=kept
         )
 
     def _pairs(self) -> list[_Pair]:
@@ -264,8 +267,9 @@ class _Run:
     def _loss(self, items: Sequence[JointItem]) -> tuple[Tensor, dict[str, float]]:
         tuner, alpha = self._tuned.tuner, self._settings.alpha
         terms = joint_terms(tuner, self._problem.base, items, with_prompt=alpha > 0)
-        self._calls += 1
-        if self._calls % AGREEMENT_EVERY == 1 and (pull := agreement(terms, list(tuner.prompts.shared.values()))):
+        self._unseen += 1
+        if self._unseen > AGREEMENT_EVERY and (pull := agreement(terms, list(tuner.prompts.shared.values()))):
+            self._unseen = 0
             self._bench.emit("agreement", **pull)
         return joint_loss(terms, prompt_weight=alpha)
 
