@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cotune.config import EngineConfig
 from cotune.models.registry import MODELS
 from cotune.tasks import TASKS
 
@@ -82,9 +81,10 @@ def _device() -> Iterator[Check]:
         fix = "Fine for the tiny models. For a real one use a machine with a GPU and a CUDA build of torch."
         yield Check("device", "warn", "cpu (torch sees no GPU)", fix)
         yield Check("dtype", "ok", "float32 by default (--set runner.dtype=...)")
-    cores = _cores()
-    threads = EngineConfig.model_fields["threads"].default
-    yield Check("threads", "ok", f"{threads} by default of {cores} usable cores (--set runner.threads=N)")
+    found = (
+        f"torch takes {torch.get_num_threads()} of {_cores()} usable cores, small models one (--set runner.threads=N)"
+    )
+    yield Check("threads", "ok", found)
 
 
 def _cores() -> int:
