@@ -21,7 +21,7 @@ from cotune.bench import Bench, ignore
 from cotune.config import RunConfig
 from cotune.engines import engine as make_engine
 from cotune.engines.base import Engine, Sampling
-from cotune.errors import CotuneError
+from cotune.errors import CotuneError, DataError, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import Ledger, forward_flops, training_flops
 from cotune.models.base import BaseModel, load, outline
@@ -175,6 +175,9 @@ def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener 
             summary = _run(config, folder, record)
         except NoData as error:
             summary = {"status": "no-data", "reason": str(error)}
+        except (UsageError, DataError):
+            folder.forget_if_untouched()  # a mistyped name is not a failed run
+            raise
         except Exception as error:
             reason = str(error) if isinstance(error, CotuneError) else f"{type(error).__name__}: {error}"
             folder.finish({"status": "failed", **facts, "reason": reason, "finished": _now()})

@@ -55,7 +55,7 @@ def predict(folder: Path, rows: Path, output: Path, listen: Listener = ignore) -
     columns = (examples, conditionings, done.completions, done.grades)
     for (number, graded), example, c, completion, grade in zip(answered.items(), *columns, strict=True):
         prediction = {"prediction": grade.prediction, "completion": completion.text, "truncated": completion.truncated}
-        line = {"row": number, "id": example.id, **prediction, "instruction": c.prompt.instruction}
+        line: dict[str, Any] = {"row": number, "id": example.id, **prediction, "instruction": c.prompt.instruction}
         if graded:
             line |= {"outcome": grade.outcome.value, "score": grade.score}
         lines[number] = line

@@ -133,6 +133,11 @@ class RunFolder:
             write_atomic(path, "".join(json_line(row) for row in rows))
         return rows
 
+    def forget_if_untouched(self) -> None:
+        """Remove the folder again if nothing has happened in it: no event, no result."""
+        if not self._events and not (self.path / "summary.json").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
     @property
     def summary(self) -> dict[str, Any] | None:
         """The summary of a run that needs no more work, else None."""
@@ -176,7 +181,7 @@ class RunFolder:
         path = self._checkpoint(name)
         if not path.exists():
             return None
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
             return tensors, json.loads(file.metadata()["meta"])
 

@@ -132,7 +132,7 @@ class PromptOnly:
     def _choose(
         self, begin: Fixed, ranking: Sequence[Scored], choosing: Sequence[Example], problem: Problem, bench: Bench
     ) -> Prompt:
-        """Best on val; ties: the higher search score, then the shorter."""
+        """Best on val; ties: the higher search score, then the starting prompt, then the shorter."""
         finalists = list(ranking[: self.finalists])
         if all(s.prompt != begin.prompt for s in finalists):
             finalists.append(next(s for s in ranking if s.prompt == begin.prompt))
@@ -147,7 +147,12 @@ class PromptOnly:
             bench.emit("budget", where="choice", message=str(stop))
         if len(scored) < min(2, len(finalists)):
             scored = [(finalists[0], finalists[0].score)]
-        best, _ = min(scored, key=lambda pair: (-pair[1], -pair[0].score, size(pair[0].prompt)))
+
+        def rank(pair: tuple[Scored, float]) -> tuple[float, float, bool, int]:
+            candidate, on_val = pair
+            return -on_val, -candidate.score, candidate.prompt != begin.prompt, size(candidate.prompt)
+
+        best, _ = min(scored, key=rank)
         bench.emit("chosen", **_facts(best))
         return best.prompt
 
