@@ -61,7 +61,7 @@ class TransformersEngine:
         self.base = base
         self.batch_size = batch_size
         self.max_batch_tokens = max_batch_tokens
-        self._alive: set[frozenset[str]] = set()
+        self._alive: set[str] = set()  # digests of adapters that the canary has passed
         if threads is None and base.model.device.type == "cpu" and base.parameters_count < _ONE_THREAD_BELOW:
             threads = 1
         if threads is not None:
@@ -158,12 +158,11 @@ class TransformersEngine:
         return prompts
 
     def _check_adapters(self, prompts: list[list[int]], adapters: list[LoraFactors | None]) -> None:
-        """The canary, once for each set of adapted layers: whether they can be adapted is a property of the model."""
-        for ids, adapter in zip(prompts, adapters, strict=True):
-            if adapter is not None and (layers := frozenset(adapter.factors)) not in self._alive:
-                canary(self.base, adapter, ids[:_CANARY_TOKENS])
-                if not adapter.is_zero:
-                    self._alive.add(layers)
+        """The canary: every static adapter once, and one of the generated adapters of each batch."""
+        first = next(((ids, a) for ids, a in zip(prompts, adapters, strict=True) if a is not None), None)
+        if first is not None and first[1].digest not in self._alive:
+            canary(self.base, first[1], first[0][:_CANARY_TOKENS])
+            self._alive.add(first[1].digest)
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded (ids, mask, positions), each [B, T], so that all rows end at the same column."""
