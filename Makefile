@@ -1,7 +1,7 @@
 # Everything runs in .venv; every target that needs it makes it first. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-# One thread per process: two on two busy cores were 8-16 times slower than one (docs/engines.md).
+# One thread per process: on busy cores a second one made small models 8-16 times slower.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/cotune compare results/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff format --check .
