@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import ClassVar, Self
 
 from torch import Tensor
@@ -23,8 +24,9 @@ from cotune.ledger import training_flops
 from cotune.metatuned import MetaTuned
 from cotune.models.lora import target_linears
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
+from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.rollouts import rollouts
-from cotune.strategies.base import NoData, Problem, fixed
+from cotune.strategies.base import NoData, Problem, Work, Workload, fixed
 from cotune.supervision import accepted, gold
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
 from cotune.values import Conditioning, Example, Prompt, Tuned
@@ -52,6 +54,29 @@ class Joint:
         own = config.weights
         teacher = Sampling(0, temperature=own.temperature, top_p=own.top_p, n=own.samples)
         return cls(config.joint, config.prompt.choice_examples, teacher)
+
+    def plan(self, load: Workload) -> list[Work]:
+        s, n = self.settings, self.teacher.n
+        rows = load.train * {"gold": 1, "self": n, "both": 1 + n}[s.source]
+        rounds = [(end - begin) * s.batch_size for begin, end in pairwise([0, *round_ends(s, rows)])]  # items of each
+        query = load.question + len(REWRITE_INSTRUCTION) // 4  # about 4 characters a token
+        rolled = sum(min(s.rollout_examples, load.train, items) for items in rounds) * s.rollouts if s.alpha else 0
+        chosen = sum(items > 0 for items in rounds) * min(self.choice_examples, load.val)
+        written = rolled + sum(min(load.train, items) for items in rounds[1:]) + chosen
+        works = [
+            Work.generation("write prompts", written, query, s.max_prompt_tokens),
+            Work.generation("score rollouts", rolled, load.question, load.limit),
+            Work(
+                "train",
+                0,
+                0,
+                (s.warmup_epochs + s.epochs) * rows * (query + s.max_prompt_tokens + load.question + load.reference),
+            ),
+            Work.generation("choose the round on val", chosen, load.question, load.limit),
+        ]
+        if s.source != "gold":
+            works.insert(0, Work.generation("own completions", load.train * n, load.question, load.limit))
+        return works
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The state with the best validation score, of those at the end of the warm-up and of each round.
@@ -89,6 +114,14 @@ class Joint:
         return MetaTuned.create(
             problem.task, seed, s.max_prompt_tokens, problem.generator, problem.base.digest, settings, shapes
         )
+
+
+def round_ends(settings: JointConfig, items: int) -> list[int]:
+    """The step behind each round: the warm-up (0 if there is none), then every `sync_every` steps of joint training."""
+    per_epoch = math.ceil(items / settings.batch_size)
+    warm, total = settings.warmup_epochs * per_epoch, (settings.warmup_epochs + settings.epochs) * per_epoch
+    later = range(warm + settings.sync_every, total, settings.sync_every)
+    return [warm, *later, *([total] if total > warm else [])]
 
 
 @dataclass
@@ -143,11 +176,8 @@ class _Run:
     def train(self) -> None:
         """Raises BudgetExhausted (whatever was validated by then can still be taken), NoData."""
         pairs = self._pairs()
-        per_epoch = math.ceil(len(pairs) / self._settings.batch_size)
-        warm = self._settings.warmup_epochs * per_epoch
-        total = warm + self._settings.epochs * per_epoch
-        ends = [warm, *range(warm + self._settings.sync_every, total, self._settings.sync_every), total]
-        trainer = self._trainer(total)
+        ends = round_ends(self._settings, len(pairs))
+        trainer = self._trainer(ends[-1])
         saved = trainer.restore()
         if saved is not None:
             self._state = _State(**saved)
@@ -156,11 +186,11 @@ class _Run:
             for epoch in range(self._settings.warmup_epochs + self._settings.epochs)
             for batch in shuffled_batches(pairs, self._settings.batch_size, self._bench.rng("batches", epoch))
         ]
-        for number, end in enumerate(ends):
-            if number < self._state.round or end == (ends[number - 1] if number else 0):
+        for number, (begin, end) in enumerate(pairwise([0, *ends])):
+            if number < self._state.round or end == 0:
                 continue
             if saved is None or number > self._state.round:
-                self._begin(number, [p.example for p in pairs])
+                self._begin(number, [pair.example for batch in batches[begin:end] for pair in batch])
             steps = [[self._item(pair) for pair in batch] for batch in batches[trainer.step : end]]
             if not trainer.run(steps, vars(self._state)):
                 raise BudgetExhausted("The budget of tuning tokens or FLOPs is used up.")
@@ -175,7 +205,7 @@ class _Run:
         return True
 
     def _begin(self, number: int, examples: Sequence[Example]) -> None:
-        """Synchronise, roll out, and write the prompts of term 1 for the round."""
+        """Synchronise, roll out, write the prompts of term 1: for the examples of the round's steps alone (ours)."""
         s, bench, distinct = self._settings, self._bench, list(dict.fromkeys(examples))
         self._tuned.tuner.prompts.sync()
         chosen = bench.rng("rollouts", number).sample(distinct, min(s.rollout_examples, len(distinct)))
