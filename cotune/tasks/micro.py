@@ -25,6 +25,7 @@ Problem = TypeVar("Problem")
 
 DIFFICULTIES = (0, 1, 2)
 _SPLITS = {"test": (0, 1), "val": (2,), "train": (3, 4, 5, 6, 7)}  # which of eight hash buckets a split owns
+_PATIENCE = 20_000  # draws in a row that give nothing new before the pool counts as empty
 
 
 class MicroTask(Protocol):
@@ -39,10 +40,11 @@ def problems(
     split: str,
     seed: int,
     difficulty: int,
+    repeat: bool = False,
 ) -> Iterator[Problem]:
-    """Endless different problems of one split; the first n are the same however many are taken.
+    """Endless problems of one split, different ones unless `repeat`; the first n are the same however many are taken.
 
-    Raises UsageError for an unknown split or difficulty.
+    Raises UsageError for an unknown split or difficulty, or when there are no more different problems.
     """
     if split not in _SPLITS:
         raise UsageError(f"There is no split {split!r} in an offline task. Known: {', '.join(sorted(_SPLITS))}.")
@@ -50,12 +52,17 @@ def problems(
         raise UsageError(f"Difficulty is 0, 1 or 2, not {difficulty!r}.")
     rng = random.Random(f"{make.__name__}/{split}/{seed}/{difficulty}")
     seen: set[bytes] = set()
-    while True:
+    missed = 0
+    while missed < _PATIENCE:
         problem = make(rng, difficulty)
         key = hashlib.sha256(text(problem).encode()).digest()
-        if key[0] % 8 in _SPLITS[split] and key not in seen:
-            seen.add(key)
+        missed += 1
+        if key[0] % 8 in _SPLITS[split] and (repeat or key not in seen):
+            missed = 0
+            if not repeat:
+                seen.add(key)
             yield problem
+    raise UsageError(f"There are only about {len(seen)} different {split} problems of this kind; ask for fewer.")
 
 
 def _rows(found: Iterator[WordProblem | Equation | HopQuestion | Narrative], count: int) -> list[Row]:
@@ -103,20 +110,20 @@ class MicroCosmosQA(CosmosQA):
         return _rows(narratives(split, seed, difficulty), count)
 
 
-def word_problems(split: str, seed: int, difficulty: int) -> Iterator[WordProblem]:
-    return problems(word_problem, lambda p: p.question, split, seed, difficulty)
+def word_problems(split: str, seed: int, difficulty: int, repeat: bool = False) -> Iterator[WordProblem]:
+    return problems(word_problem, lambda p: p.question, split, seed, difficulty, repeat)
 
 
-def equations(split: str, seed: int, difficulty: int) -> Iterator[Equation]:
-    return problems(equation, lambda p: p.problem, split, seed, difficulty)
+def equations(split: str, seed: int, difficulty: int, repeat: bool = False) -> Iterator[Equation]:
+    return problems(equation, lambda p: p.problem, split, seed, difficulty, repeat)
 
 
-def hop_questions(split: str, seed: int, difficulty: int) -> Iterator[HopQuestion]:
-    return problems(hop_question, lambda p: f"{p.question} {p.paragraphs}", split, seed, difficulty)
+def hop_questions(split: str, seed: int, difficulty: int, repeat: bool = False) -> Iterator[HopQuestion]:
+    return problems(hop_question, lambda p: f"{p.question} {p.paragraphs}", split, seed, difficulty, repeat)
 
 
-def narratives(split: str, seed: int, difficulty: int) -> Iterator[Narrative]:
-    return problems(narrative, lambda p: f"{p.question} {p.context} {p.choices}", split, seed, difficulty)
+def narratives(split: str, seed: int, difficulty: int, repeat: bool = False) -> Iterator[Narrative]:
+    return problems(narrative, lambda p: f"{p.question} {p.context} {p.choices}", split, seed, difficulty, repeat)
 
 
 def _word_row(problem: WordProblem) -> Row:
@@ -154,4 +161,4 @@ def _narrative_row(problem: Narrative, index: int) -> Row:
     right = problem.choices[problem.label]
     row: Row = {"id": f"micro-{index}", "context": problem.context, "question": problem.question}
     row |= {f"answer{i}": choice for i, choice in enumerate(problem.choices)}
-    return row | {"label": str(problem.label), "rationale": f"{problem.key} {right}".strip()}
+    return row | {"label": str(problem.label), "rationale": f"{problem.key} Choice: {right}".strip()}

@@ -74,14 +74,14 @@ def word_problem(rng: random.Random, difficulty: int) -> WordProblem:
 
 
 def _story(rng: random.Random, kind: str) -> WordProblem | None:
-    """One attempt; None when the numbers do not come out whole and between 1 and 99 (bulk: 1 to 999)."""
+    """One attempt; None when the numbers do not come out whole and between 1 and 60 (bulk: 1 to 999)."""
     name, he, him = rng.choice(PEOPLE)
     other = rng.choice([p[0] for p in PEOPLE if p[0] != name])
     item = rng.choice(ITEMS)
     plan = ["plain"] * {"two": 2, "three": 3, "four": 4, "times": 2, "share": 2, "bulk": 1}[kind]
     if kind in ("times", "share", "bulk"):
         plan.insert(rng.randrange(len(plan) + 1), rng.choice(("bags", "multiply")) if kind == "times" else kind)
-    start = have = rng.randint(3, 30)
+    start = have = rng.randint(3, 20)
     sentences = [f"{name} has {start} {item}."]
     lines: list[str] = []
     equations: list[str] = []
@@ -93,7 +93,7 @@ def _story(rng: random.Random, kind: str) -> WordProblem | None:
 
     for step in plan:
         now = f"{name} has {{}} {item}."
-        number = rng.randint(2, 20)
+        number = rng.randint(2, 9)
         if step == "plain" and rng.random() < 0.5:
             text = rng.choice(_GAIN)
             have = work(now, have, "+", number, have + number)
@@ -101,17 +101,17 @@ def _story(rng: random.Random, kind: str) -> WordProblem | None:
             text = rng.choice(_LOSS)
             have = work(now, have, "-", number, have - number)
         elif step == "multiply":
-            number = rng.choice((2, 3, 4))
+            number = rng.choice((2, 3))
             text = "{His} number of {item} becomes {n} times as large."
             have = work(now, have, "*", number, have * number)
         elif step == "share":
-            number = rng.choice((2, 3, 4))
+            number = rng.choice((2, 3))
             text = "{He} splits them into {n} equal piles and keeps one pile."
             if have % number:
                 return None
             have = work(now, have, "/", number, have // number)
         else:
-            number, size = (rng.randint(2, 5), rng.randint(2, 9)) if step == "bags" else _two_digit_pair(rng)
+            number, size = (rng.randint(2, 5), rng.randint(2, 5)) if step == "bags" else _two_digit_pair(rng)
             text = f"{{He}} buys {{n}} bags with {size} {item} each."
             bought = work(f"The bags have {{}} {item}.", number, "*", size, number * size)
             have = work(now, have, "+", bought, have + bought)
@@ -119,7 +119,7 @@ def _story(rng: random.Random, kind: str) -> WordProblem | None:
         text = text.format(He=he, him=him, His=his, other=other, n=number, item=item)
         join = rng.choice(_JOIN)
         sentences.append(join + (text[0].lower() + text[1:] if join and not text.startswith(other) else text))
-        if not 1 <= have <= (999 if kind == "bulk" else 99):
+        if not 1 <= have <= (999 if kind == "bulk" else 60):
             return None
     question = " ".join(sentences) + f" How many {item} does {name} have now?"
     return WordProblem(kind, question, tuple(lines), tuple(equations), have)
@@ -150,28 +150,28 @@ def _compute(rng: random.Random, given: str, steps: list[str], answer: int, kind
 
 
 def _linear(rng: random.Random, sign: int = 1, kind: str = "linear") -> Equation:
-    a, x, b = rng.randint(2, 9), sign * rng.randint(2, 12), rng.choice((-1, 1)) * rng.randint(1, 20)
+    a, x, b = rng.randint(2, 9), sign * rng.randint(2, 9), rng.choice((-1, 1)) * rng.randint(1, 9)
     c = a * x + b
     steps = [f"{a}x = {c} {_signed(-b)} = {c - b}", f"x = {c - b} / {a} = {x}"]
     return _solve(rng, f"{a}x {_signed(b)} = {c}", steps, x, kind)
 
 
 def _paren(rng: random.Random) -> Equation:
-    a, x, b = rng.randint(2, 9), rng.randint(2, 12), rng.randint(1, 9)
+    a, x, b = rng.randint(2, 6), rng.randint(2, 9), rng.randint(1, 6)
     c = a * (x + b)
     steps = [f"x + {b} = {c} / {a} = {x + b}", f"x = {x + b} - {b} = {x}"]
     return _solve(rng, f"{a}(x + {b}) = {c}", steps, x, "paren")
 
 
 def _both(rng: random.Random) -> Equation:
-    a, x, b, c = rng.randint(4, 9), rng.randint(2, 12), rng.randint(1, 20), rng.randint(2, 3)
+    a, x, b, c = rng.randint(4, 9), rng.randint(2, 9), rng.randint(1, 9), rng.randint(2, 3)
     d = (a - c) * x + b
     steps = [f"{a - c}x = {d} - {b} = {d - b}", f"x = {d - b} / {a - c} = {x}"]
     return _solve(rng, f"{a}x + {b} = {c}x + {d}", steps, x, "both")
 
 
 def _computation(rng: random.Random) -> Equation:
-    a, b, c, d = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 20)
+    a, b, c, d = (rng.randint(2, 6) for _ in range(4))
     if rng.random() < 0.5:
         total = a * b + c * 2
         steps = [rf"{a} \cdot {b} = {a * b}", rf"{c} \cdot 2 = {c * 2}", f"{a * b} + {c * 2} = {total}"]
@@ -199,7 +199,7 @@ def _system(rng: random.Random) -> Equation:
 
 
 def _power(rng: random.Random) -> Equation:
-    x, a, b = rng.randint(2, 9), rng.randint(2, 9), rng.choice((-1, 1)) * rng.randint(1, 20)
+    x, a, b = rng.randint(2, 9), rng.randint(2, 9), rng.choice((-1, 1)) * rng.randint(1, 9)
     square, part = x * x, a * x
     steps = (
         rf"x^2 = {x} \cdot {x} = {square}",

@@ -12,11 +12,6 @@ PEOPLE = tuple((n, "She", "her") for n in (
     "Tom", "Ben", "Sam", "Max", "Leo", "Dan", "Jack", "Paul", "Omar", "Ivan", "Luis", "Hugo", "Adam", "Noah", "Carl",
 ))  # fmt: skip
 
-SURNAMES = (
-    "Kerr", "Voss", "Hale", "Moss", "Reed", "Stone", "Lake", "West", "North", "Hart", "Cole", "Dean", "Ford", "Gray",
-    "Hill", "King", "Lane", "Marsh", "Page", "Ross", "Shaw", "Todd", "Wood", "Young",
-)  # fmt: skip
-
 ITEMS = (
     "apples", "books", "coins", "cards", "pens", "stamps", "eggs", "shells", "toys", "cups", "balls", "nuts", "pears",
     "beads", "stones", "keys", "plums", "hats", "rings", "boxes",
@@ -28,16 +23,15 @@ TOWNS = (
 )  # fmt: skip
 
 JOBS = (
-    "painter", "baker", "doctor", "teacher", "farmer", "sailor", "singer", "lawyer", "nurse", "pilot", "tailor",
+    "painter", "baker", "doctor", "teacher", "farmer", "sailor", "clerk", "lawyer", "nurse", "pilot", "tailor",
     "writer", "dancer", "banker", "miner", "judge",
 )  # fmt: skip
 
 INSTRUMENTS = ("piano", "violin", "flute", "drum", "harp", "guitar", "trumpet", "cello", "organ", "horn")
 
-COLOURS = ("Red", "Blue", "Green", "White", "Black", "Golden", "Silver", "Dark", "Quiet", "Lost", "Last", "Broken")
-NOUNS = (
+TITLES = (
     "Moon", "River", "Garden", "House", "Bird", "Winter", "Mirror", "Train", "Island", "Bridge", "Star", "Horse",
-    "Crown", "Forest", "Letter", "Window",
+    "Crown", "Forest", "Letter", "Window", "Storm", "Gold", "Summer", "Silver", "Night", "Rain", "Fire", "Snow",
 )  # fmt: skip
 
 PLACES = (

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cotune.tasks.micro_names import (
-    COLOURS,
     INSTRUMENTS,
     JOBS,
-    NOUNS,
     PEOPLE,
     PLACES,
-    SURNAMES,
     THINGS,
+    TITLES,
     TOWNS,
     choose_kind,
 )
@@ -62,18 +60,14 @@ class Narrative:
 
 
 # what a work is, who made it (role), and the sentence that says so
-_WORKS = (
-    ("film", "director", "{} was directed by {}."),
-    ("book", "author", "{} was written by {}."),
-    ("song", "singer", "{} was sung by {}."),
-)
+_WORKS = (("film", "director"), ("book", "author"), ("song", "singer"))
 _ATTRIBUTES: tuple[tuple[str, str, Sequence[str]], ...] = (
-    ("In which town was the {} of {} born?", "{} was born in {}.", TOWNS),
+    ("Which town is the {} of {} from?", "{} is from {}.", TOWNS),
     ("In which town does the {} of {} live?", "{} lives in {}.", TOWNS),
     ("What is the job of the {} of {}?", "{} works as a {}.", JOBS),
     ("Which instrument does the {} of {} play?", "{} plays the {}.", INSTRUMENTS),
 )
-_FILLER = ("{} is well known.", "{} is not famous.", "{} is from the north.", "{} is from the south.")
+_FILLER = ("{} is famous.", "{} is not famous.", "{} is tall.", "{} is short.")
 _WORK_FILLER = ("{} is a long {}.", "{} is a short {}.", "{} is an old {}.", "{} is a new {}.")
 
 
@@ -83,32 +77,32 @@ def hop_question(rng: random.Random, difficulty: int) -> HopQuestion:
     return _bridge(rng) if kind == "bridge" else _comparison(rng, kind)
 
 
-def _full_names(rng: random.Random, count: int) -> list[str]:
-    first = rng.sample([p[0] for p in PEOPLE], count)
-    return [f"{a} {b}" for a, b in zip(first, rng.sample(SURNAMES, count), strict=True)]
+def _names(rng: random.Random, count: int) -> list[str]:
+    return rng.sample([p[0] for p in PEOPLE], count)
 
 
 def _about(rng: random.Random, title: str, filler: str, fact: str) -> tuple[tuple[str, tuple[str, ...]], int]:
-    """A paragraph with the fact first or second, and the place of the fact."""
+    """A paragraph with the fact first, second or alone, and the place of the fact."""
+    if rng.random() < 0.4:
+        return (title, (fact,)), 0
     index = rng.randrange(2)
     return (title, (fact, filler) if index == 0 else (filler, fact)), index
 
 
 def _bridge(rng: random.Random) -> HopQuestion:
     """Work -> its maker -> an attribute of the maker; another work with its maker and a third person distract."""
-    noun, role, made = rng.choice(_WORKS)
+    noun, role = rng.choice(_WORKS)
     ask, says, pool = rng.choice(_ATTRIBUTES)
-    people = _full_names(rng, 3)
+    people = _names(rng, 3)
     values = rng.sample(pool, 3)
-    words = zip(rng.sample(COLOURS, 2), rng.sample(NOUNS, 2), strict=True)
-    works = [f"{colour} {thing}" for colour, thing in words]
+    works = rng.sample(TITLES, 2)
     paragraphs, where = [], {}
     for person, value in zip(people, values, strict=True):
         paragraph, where[person] = _about(rng, person, rng.choice(_FILLER).format(person), says.format(person, value))
         paragraphs.append(paragraph)
     for work, person in zip(works, people, strict=False):
         filler = rng.choice(_WORK_FILLER).format(work, noun)
-        paragraph, where[work] = _about(rng, work, filler, made.format(work, person))
+        paragraph, where[work] = _about(rng, work, filler, f"The {role} of {work} is {person}.")
         paragraphs.append(paragraph)
     rng.shuffle(paragraphs)
     supporting = ((works[0], where[works[0]]), (people[0], where[people[0]]))
@@ -117,7 +111,7 @@ def _bridge(rng: random.Random) -> HopQuestion:
 
 def _comparison(rng: random.Random, kind: str) -> HopQuestion:
     """Two of four people compared: who is older, the same town or not, how many years between them."""
-    people = _full_names(rng, 4)
+    people = _names(rng, 4)
     if kind == "same":
         towns = rng.sample(TOWNS, 4)
         if rng.random() < 0.5:
@@ -146,9 +140,9 @@ def _comparison(rng: random.Random, kind: str) -> HopQuestion:
 
 
 _STATES = (
-    ("was very hungry", "Eat a meal."), ("was very tired", "Go to sleep."), ("was very cold", "Put on a coat."),
-    ("was very thirsty", "Drink some water."), ("was very ill", "See a doctor."), ("was very wet", "Get a towel."),
-    ("was very late", "Start to run."), ("was very dirty", "Take a bath."),
+    ("was very hungry", "eat a meal"), ("was very tired", "go to sleep"), ("was very cold", "put on a coat"),
+    ("was very thirsty", "drink some water"), ("was very ill", "see a doctor"), ("was very wet", "get a towel"),
+    ("was very late", "start to run"), ("was very dirty", "take a bath"),
 )  # fmt: skip
 _CAUSES = ("lost the {}", "broke the {}", "found the {}", "won the {}", "sold the {}", "forgot the {}")
 _MOODS = ("sad", "happy", "angry", "proud", "upset", "calm")
@@ -180,10 +174,10 @@ def _places(rng: random.Random, people: list[str], unknown: bool) -> _Told:
     told = [rng.choice(_MOVES).format(p, t, w) for p, (t, w) in zip(people, moves, strict=False)]
     last = max(i for i, (t, _) in enumerate(moves) if t == thing)
     question = "Where is the {} at the end?"
-    choices = [f"The {w}." for w in places]
+    choices = places
     if unknown:
         return " ".join(told), question.format(third), NONE_OF_THESE, choices[:3], ""
-    right = f"The {moves[last][1]}."
+    right = moves[last][1]
     wrong = [c for c in choices[:4] if c != right]
     return " ".join(told), question.format(thing), right, wrong, told[last]
 
@@ -196,7 +190,7 @@ def _holder(rng: random.Random, people: list[str]) -> _Told:
     aside = f"{rng.choice((a, c))} gave the {other} to {d}."
     told = list(chain)
     told.insert(rng.randrange(3), aside)
-    return " ".join(told), f"Who has the {thing} at the end?", f"{c}.", [f"{a}.", f"{b}.", f"{d}."], chain[1]
+    return " ".join(told), f"Who has the {thing} at the end?", c, [a, b, d], chain[1]
 
 
 def _why(rng: random.Random, people: list[str]) -> _Told:
@@ -204,10 +198,9 @@ def _why(rng: random.Random, people: list[str]) -> _Told:
     causes = [c.format(t) for c, t in zip(rng.sample(_CAUSES, 4), rng.sample(THINGS, 4), strict=True)]
     moods = rng.sample(_MOODS, 3)
     told = [f"{p} {c} and was {m}." for p, c, m in zip(people, causes, moods, strict=False)]
-    choices = [f"{c[0].upper()}{c[1:]}." for c in causes]
     asked = rng.randrange(3)
-    right = choices[asked]
-    wrong = [c for c in choices if c != right]
+    right = causes[asked]
+    wrong = [c for c in causes if c != right]
     return " ".join(told), f"Why was {people[asked]} {moods[asked]}?", right, wrong, told[asked]
 
 
@@ -232,8 +225,8 @@ def _count(rng: random.Random, people: list[str]) -> _Told:
         here += number if coming else -number
         told.append(f"{number} people {'came in' if coming else 'went out'}.")
     near = [n for n in range(1, 22) if n != here and abs(n - here) <= 3]
-    wrong = [f"{n}." for n in rng.sample(near, 3)]
-    return " ".join(told), "How many people are there at the end?", f"{here}.", wrong, told[-1]
+    wrong = [str(n) for n in rng.sample(near, 3)]
+    return " ".join(told), "How many people are there at the end?", str(here), wrong, told[-1]
 
 
 _TELLERS = {"holder": _holder, "why": _why, "next": _next, "count": _count}

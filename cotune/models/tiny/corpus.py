@@ -20,12 +20,12 @@ from cotune.values import Example
 Chat = list[dict[str, str]]
 Problem = WordProblem | Equation | HopQuestion | Narrative
 
-MIXTURE = {"gsm8k": 0.25, "math": 0.20, "hotpotqa": 0.25, "cosmosqa": 0.20, "rewrite": 0.10}
+MIXTURE = {"gsm8k": 0.25, "math": 0.20, "hotpotqa": 0.25, "cosmosqa": 0.24, "rewrite": 0.06}
 # How often each way of reasoning is asked for; "vague" instructions ask for none in particular.
-ASKED = {"none": 0.14, "steps": 0.28, "brief": 0.16, "after": 0.10, "restate": 0.06, "vague": 0.26}
+ASKED = {"none": 0.10, "steps": 0.34, "brief": 0.20, "after": 0.08, "restate": 0.06, "vague": 0.22}
 # What a vague instruction gets: mostly the bare answer, so that a better prompt has something to win.
 VAGUE = {"none": 0.90, "steps": 0.04, "brief": 0.03, "after": 0.02, "restate": 0.01}
-DEMONSTRATIONS = 0.08  # share of chats that show worked examples before the question
+DEMONSTRATIONS = 0.06  # share of chats that show worked examples before the question
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def _draw(rng: random.Random, shares: dict[str, float]) -> str:
 
 def items(family: str, seed: int) -> Iterator[Item]:
     """Problems of one family from the train split, at difficulty 0."""
-    sources: dict[str, Callable[[str, int, int], Iterator[Problem]]] = {
+    sources: dict[str, Callable[..., Iterator[Problem]]] = {
         "gsm8k": micro.word_problems, "math": micro.equations,
         "hotpotqa": micro.hop_questions, "cosmosqa": micro.narratives,
     }  # fmt: skip
     task = FAMILIES[family]()
-    for problem in sources[family]("train", seed, 0):
+    for problem in sources[family]("train", seed, 0, repeat=True):
         example = task.parse(micro.row_of(problem, 0), "0")
         yield Item(family, example, example.rationale, _brief(problem))
 
@@ -62,7 +62,7 @@ def _brief(problem: Problem) -> str:
         return "\n".join(f"${step}$" for step in problem.steps)
     if isinstance(problem, HopQuestion):
         return f"{problem.link}."
-    return problem.choices[problem.label]
+    return f"Choice: {problem.choices[problem.label]}"
 
 
 def final(item: Item, form: str) -> str:

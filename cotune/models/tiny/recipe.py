@@ -54,7 +54,7 @@ class Recipe:
 
 RECIPES = {
     "tiny": Recipe(128, 4, 4, 2, 384, learning_rate=3e-3, tokens=12_000_000),
-    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=1.5e-3, tokens=8_000_000, store="bfloat16"),
+    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=2e-3, tokens=8_000_000, store="bfloat16"),
 }
 
 
@@ -119,8 +119,11 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, float]:
-    """The trained model and the mean assistant-token loss over the last 5% of the tokens."""
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path) -> tuple[Any, float]:
+    """The trained model and the mean assistant-token loss over the last 5% of the tokens.
+
+    Every 500 steps the model as it stands is written to `out`, so that an interrupted run leaves something to look at.
+    """
     model = make_model(recipe, tokenizer)
     # Muon for the matrices of the layers reaches a given loss in fewer tokens than AdamW alone; AdamW for the rest.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -156,7 +159,20 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, floa
             speed = read / (time.monotonic() - started)
             print(f"step {step} tokens {read} loss {sum(recent) / 200:.4f} {speed:.0f} tokens/s", file=sys.stderr)
             recent = []
+        if step % 500 == 0:
+            save(model, tokenizer, out)
     return model, sum(last) / len(last)
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path, dtype: str = "float32") -> None:
+    """A Hugging Face model folder; weights rounded to `dtype` load into float32 without further loss."""
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}  # tied
+    rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in kept.items()}
+    model.save_pretrained(out, state_dict=rounded)
+    tokenizer.save_pretrained(out)
 
 
 def make(recipe: Recipe, out: Path) -> None:
@@ -164,13 +180,9 @@ def make(recipe: Recipe, out: Path) -> None:
     texts = [m["content"] for chat in islice(chats(recipe.seed + 1), recipe.tokenizer_chats) for m in chat]
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
     started = time.monotonic()
-    model, loss = train(recipe, tokenizer)
+    model, loss = train(recipe, tokenizer, out)
     seconds = time.monotonic() - started
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
-    )
-    model.to(getattr(torch, recipe.store)).save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save(model, tokenizer, out, recipe.store)
     notes = {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
