@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cotune.config import RunConfig, resolve
     from cotune.errors import CotuneError, UsageError
-    from cotune.values import Completion, Conditioning, Demonstration, Evaluation, Example, Grade, Outcome, Prompt, Tuned
+    from cotune.values import (
+        Completion,
+        Conditioning,
+        Demonstration,
+        Evaluation,
+        Example,
+        Grade,
+        Outcome,
+        Prompt,
+        Tuned,
+    )
 
 __version__ = "0.1.0"
 

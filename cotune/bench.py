@@ -125,7 +125,8 @@ class Bench:
         """`sampling.n` completions per request, in order, batch by batch through journal and ledger.
 
         `base` and `engine` are given together for another model than the base model, with a `version` that
-        changes whenever that model's weights do (it is part of the journal's key). `label` names the work in progress events.
+        changes whenever that model's weights do (it is part of the journal's key). `label` names the work for the
+        progress display.
         Raises BudgetExhausted before the first batch that the budget could not pay in full.
         """
         base, engine = base or self.base, engine or self.engine

@@ -27,8 +27,7 @@ def evaluate(
     `sampling.n` must be 1. Raises BudgetExhausted (while tuning) like Bench.generate.
     """
     rendered = [
-        bench.base.render(task.messages(c.prompt, example))
-        for example, c in zip(examples, conditionings, strict=True)
+        bench.base.render(task.messages(c.prompt, example)) for example, c in zip(examples, conditionings, strict=True)
     ]
     requests = [Request(text, c.adapter) for text, c in zip(rendered, conditionings, strict=True)]
     completions = [row[0] for row in bench.generate(requests, sampling, label=label)]

@@ -31,7 +31,9 @@ def open_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         raise UsageError(f"There is no run folder {str(folder)!r}. Give the folder of a finished run.")
     config, summary = resolve(read_json(folder / "config.json")), read_json(folder / "summary.json")
     if summary["status"] != "done":
-        raise UsageError(f"{folder} is not done ({summary['status']}: {summary.get('reason', '')}). Run it again first.")
+        raise UsageError(
+            f"{folder} is not done ({summary['status']}: {summary.get('reason', '')}). Run it again first."
+        )
     return config, summary
 
 
@@ -152,5 +154,3 @@ def _regraded(task: Task, row: dict[str, Any], changed: list[dict[str, Any]]) ->
     if old != new:
         changed.append({"id": row["id"], "cell": row.get("cell"), "before": old, "after": new})
     return {**row, **new}
-
-

@@ -59,7 +59,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number == len(lines):  # no newline after it: torn
                 break
-            raise UsageError(f"{path}, line {number} is damaged ({error}). Delete the run folder and run it again.") from None
+            raise UsageError(
+                f"{path}, line {number} is damaged ({error}). Delete the run folder and run it again."
+            ) from None
     return rows
 
 
@@ -120,7 +122,9 @@ class RunFolder:
     def _claim(self, config: RunConfig) -> None:
         saved = self.path / "config.json"
         if saved.exists() and saved.read_text(encoding="utf-8") != dump(config):
-            raise UsageError(f"{self.path} holds a run with another config. Choose another --name, or delete that folder.")
+            raise UsageError(
+                f"{self.path} holds a run with another config. Choose another --name, or delete that folder."
+            )
         write_atomic(saved, dump(config))
         self._journal = {row["key"]: row["value"] for row in self._heal("work/journal.jsonl")}
         self._events = {_identity(row) for row in self._heal("events.jsonl")}

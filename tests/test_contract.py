@@ -174,7 +174,7 @@ def test_one_full_tune(config: RunConfig, base: BaseModel, tmp_path: Path) -> No
 
     tokens = [e.data["tuning_tokens"] for e in lab.events if "tuning_tokens" in e.data]
     assert tokens == sorted(tokens)
-    assert json.loads(json.dumps([[e.kind, e.data] for e in lab.events], allow_nan=False))  is not None
+    assert json.loads(json.dumps([[e.kind, e.data] for e in lab.events], allow_nan=False)) is not None
     strategy = make_strategy(config)
     assert (lab.ledger.tuning.tokens > 0) == bool(strategy.levers)
 

@@ -20,10 +20,34 @@ limit_train = 24
 limit_val = 8
 limit_test = 12
 decoding.max_new_tokens = 24
-prompt = { rounds = 1, candidates = 4, demonstration_sets = 1, demonstrations = 1, search_examples = 12, choice_examples = 8, minibatch = 4, finalists = 2 }
-weights = { source = "gold", rank = 2, alpha = 4.0, epochs = 2, checkpoint_every = 2 }
-sequential = { stages = "p,w" }
-joint = { rank = 2, width = 16, generator_rank = 2, rollouts = 2, rollout_examples = 8, sync_every = 3, epochs = 1, max_prompt_tokens = 24, checkpoint_every = 2 }
+sequential.stages = "p,w"
+
+[prompt]
+rounds = 1
+candidates = 4
+demonstration_sets = 1
+demonstrations = 1
+search_examples = 12
+choice_examples = 8
+minibatch = 4
+finalists = 2
+
+[weights]
+rank = 2
+alpha = 4.0
+epochs = 2
+checkpoint_every = 2
+
+[joint]
+rank = 2
+width = 16
+generator_rank = 2
+rollouts = 2
+rollout_examples = 8
+sync_every = 3
+epochs = 1
+max_prompt_tokens = 24
+checkpoint_every = 2
 """
 RESULTS = ("predictions.jsonl", "crossed.jsonl", "data.json", "tuned/tuned.json")
 

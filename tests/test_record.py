@@ -136,7 +136,7 @@ def test_run_folders_are_found_one_level_down(tmp_path: Path, config: RunConfig)
 
 
 def test_missing_and_damaged_json_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="summary.json is missing"):
+    with pytest.raises(UsageError, match=r"summary\.json is missing"):
         read_json(tmp_path / "summary.json")
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(UsageError, match="is damaged"):

@@ -57,9 +57,10 @@ def test_a_row_ends_its_turn(base: BaseModel) -> None:
 
 
 def test_loss_is_the_sum_over_completion_tokens_one_by_one(base: BaseModel) -> None:
-    rows = [token_row(base, base.render(Sums().messages(Prompt(p), e)), e.rationale) for p, e in zip(
-        ("Add.", "Add the two numbers that you see.", "", "Sum"), EXAMPLES, strict=True
-    )]
+    rows = [
+        token_row(base, base.render(Sums().messages(Prompt(p), e)), e.rationale)
+        for p, e in zip(("Add.", "Add the two numbers that you see.", "", "Sum"), EXAMPLES, strict=True)
+    ]
     expected = 0.0
     with torch.no_grad():
         for row in rows:

@@ -15,7 +15,7 @@ from cotune.values import Adapter, Completion
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. `temperature` 0 is greedy; `seed` makes request i draw from its own stream (seed, i-th content)."""
+    """How to decode. `temperature` 0 is greedy; a sample draws from its own stream, named by (seed, prompt, index)."""
 
     max_new_tokens: int
     temperature: float = 0.0

@@ -47,4 +47,6 @@ def make_proposer(
         url, _, model = rest.partition("#")
         if url.startswith(("http://", "https://")) and model:
             return OpenAIProposer(url, model, meta_prompt, candidates, temperature)
-    raise UsageError(f"There is no proposer {spec!r}. Known: {KINDS}, for example openai:http://localhost:8000/v1#qwen.")
+    raise UsageError(
+        f"There is no proposer {spec!r}. Known: {KINDS}, for example openai:http://localhost:8000/v1#qwen."
+    )

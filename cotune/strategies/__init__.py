@@ -26,7 +26,9 @@ def load_tuned(folder: Path, generator: BaseModel) -> Tuned:
     try:
         content = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise UsageError(f"{folder} holds no tuned prompt or adapter ({error}). Give the folder of a finished run.") from None
+        raise UsageError(
+            f"{folder} holds no tuned prompt or adapter ({error}). Give the folder of a finished run."
+        ) from None
     if content["kind"] == "fixed":
         from cotune.strategies.base import Fixed
 

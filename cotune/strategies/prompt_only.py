@@ -49,7 +49,9 @@ class PromptOnly:
     def plan(self, load: Workload) -> list[Work]:
         driving, teaching = self._sizes(load.train)
         shown = load.question + load.reference
-        works = [Work.generation("score instructions", (1 + self.rounds * self.candidates) * driving, shown, load.limit)]
+        works = [
+            Work.generation("score instructions", (1 + self.rounds * self.candidates) * driving, shown, load.limit)
+        ]
         if self.proposer != "edits":
             # the meta-prompt shows `history` instructions of at most `max_characters`, about 4 characters a token
             meta = self.history * self.max_characters // 4 + self.exemplars * shown
