@@ -22,7 +22,7 @@ from cotune.ledger import Ledger
 from cotune.models.base import BaseModel, load, weights_digest
 from cotune.plugins import names
 from cotune.strategies import STRATEGIES, load_tuned
-from cotune.strategies.base import Problem
+from cotune.strategies.base import Problem, Workload
 from cotune.tasks import task as make_task
 from cotune.values import Completion, Conditioning, Event, Tuned
 
@@ -193,6 +193,16 @@ def test_one_full_tune(config: RunConfig, base: BaseModel, tmp_path: Path) -> No
     again = Lab(config, base)
     assert saved(again.tune(), tmp_path / "again") == files
     assert again.ledger.tuning.tokens == lab.ledger.tuning.tokens
+
+
+def test_the_plan_names_work_exactly_when_something_is_tuned(config: RunConfig) -> None:
+    strategy = make_strategy(config)
+    works = strategy.plan(Workload(train=12, val=6, question=80, reference=30, limit=8))
+    assert bool(works) == bool(strategy.levers)
+    assert all(work.calls > 0 or work.trained_tokens > 0 for work in works)
+    assert any(work.trained_tokens for work in works) == ("weights" in strategy.levers)
+    double = strategy.plan(Workload(train=12, val=6, question=160, reference=60, limit=16))
+    assert all(d.forward_tokens >= w.forward_tokens for d, w in zip(double, works, strict=True))
 
 
 def test_a_zero_budget_returns_start(config: RunConfig, base: BaseModel) -> None:
