@@ -38,10 +38,11 @@ check: setup
 	$(BIN)/mypy
 
 tiny-model: setup
-	$(BIN)/python -m cotune.models.tiny.recipe
+	$(BIN)/python -m cotune.models.tiny.recipe --size tiny --out cotune/models/tiny/tiny
+	$(BIN)/python -m cotune.models.tiny.recipe --size tiny-4m --out cotune/models/tiny/tiny-4m
 
 calibrate: setup
-	$(BIN)/python -m cotune.models.tiny.calibrate
+	$(BIN)/python -m cotune.models.tiny.calibrate --docs docs/tiny-model.md
 
 bench: setup
 	$(BIN)/python benchmarks/help_time.py
