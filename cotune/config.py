@@ -180,7 +180,8 @@ class RunConfig(Section):
 
 # What a 1M-parameter model needs to learn at all: the papers' rates and ranks are for billions of parameters.
 # The LoRA values are those of the calibration in docs/tiny-model.md; joint has the same layers, batches and passes over
-# the data (warm-up included) and the rate at which its likelihood falls as fast. No value came from comparing strategies.
+# the data (warm-up included) and the rate at which its likelihood falls as fast. No value was chosen by comparing
+# strategies.
 TINY: dict[str, Any] = {
     "prompt": {"proposer": "edits"},
     "weights": {
