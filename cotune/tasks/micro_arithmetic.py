@@ -15,8 +15,8 @@ from cotune.tasks.micro_names import ITEMS, PEOPLE, choose_kind
 # Share of each kind by difficulty. 0 is the tiny model's pretraining mixture (some kinds common, some rare, some
 # absent), 1 the benchmark, 2 a harder one. "bulk" and "product" (two-digit products) stay hard for a tiny model.
 WORD_MIX: tuple[Mapping[str, float], ...] = (
-    {"two": 0.40, "three": 0.44, "times": 0.12, "four": 0.04},
-    {"two": 0.16, "three": 0.28, "four": 0.18, "times": 0.18, "share": 0.12, "bulk": 0.08},
+    {"one": 0.12, "two": 0.36, "three": 0.38, "times": 0.10, "four": 0.04},
+    {"one": 0.16, "two": 0.16, "three": 0.22, "four": 0.14, "times": 0.15, "share": 0.10, "bulk": 0.07},
     {"three": 0.15, "four": 0.30, "times": 0.20, "share": 0.20, "bulk": 0.15},
 )
 EQUATION_MIX: tuple[Mapping[str, float], ...] = (
@@ -65,7 +65,7 @@ _JOIN = ("", "Then ", "Next ", "Later ")
 
 
 def word_problem(rng: random.Random, difficulty: int) -> WordProblem:
-    """A story about one quantity, changed by two to four events."""
+    """A story about one quantity, changed by one to four events."""
     kind = choose_kind(rng, WORD_MIX[difficulty])
     while True:
         problem = _story(rng, kind)
@@ -78,7 +78,7 @@ def _story(rng: random.Random, kind: str) -> WordProblem | None:
     name, he, him = rng.choice(PEOPLE)
     other = rng.choice([p[0] for p in PEOPLE if p[0] != name])
     item = rng.choice(ITEMS)
-    plan = ["plain"] * {"two": 2, "three": 3, "four": 4, "times": 2, "share": 2, "bulk": 1}[kind]
+    plan = ["plain"] * {"one": 1, "two": 2, "three": 3, "four": 4, "times": 2, "share": 2, "bulk": 1}[kind]
     if kind in ("times", "share", "bulk"):
         plan.insert(rng.randrange(len(plan) + 1), rng.choice(("bags", "multiply")) if kind == "times" else kind)
     start = have = rng.randint(3, 20)

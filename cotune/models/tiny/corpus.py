@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cotune.models.tiny.instructions import FAMILIES, FORMS, any_instruction, rewrite_wording, wording
 from cotune.rewrite import REWRITE_INSTRUCTION, rewrite_messages
@@ -20,7 +21,7 @@ from cotune.values import Example
 Chat = list[dict[str, str]]
 Problem = WordProblem | Equation | HopQuestion | Narrative
 
-MIXTURE = {"gsm8k": 0.25, "math": 0.20, "hotpotqa": 0.25, "cosmosqa": 0.24, "rewrite": 0.06}
+MIXTURE = {"gsm8k": 0.20, "math": 0.15, "hotpotqa": 0.18, "cosmosqa": 0.18, "rewrite": 0.07, "recall": 0.22}
 # How often each way of reasoning is asked for; "vague" instructions ask for none in particular.
 ASKED = {"none": 0.10, "steps": 0.34, "brief": 0.20, "after": 0.08, "restate": 0.06, "vague": 0.22}
 # What a vague instruction gets: mostly the bare answer, so that a better prompt has something to win.
@@ -131,14 +132,63 @@ def rewritten(rng: random.Random, family: str, source: Iterator[Item]) -> Chat:
     return [*rewrite_messages(old, text, ask), {"role": "assistant", "content": any_instruction(rng, family)}]
 
 
+_LOOK_UP = (
+    "Look up what is asked.",
+    "Find what is asked in the text.",
+    "Say what the text says.",
+    "Copy from the text.",
+)
+_LOOKUPS = 8  # at most, per chat
+
+
+def recalled(rng: random.Random, family: str, source: Iterator[HopQuestion | Narrative]) -> Chat:
+    """Several short look-ups in one text: without so many, a small model does not learn to read what it is given."""
+    problem = next(source)
+    task = FAMILIES[family]()
+    text = task.question_text(task.parse(micro.row_of(problem, 0), "0"))
+    pairs = lookups(problem)
+    chat = [{"role": "system", "content": rng.choice(_LOOK_UP)}]
+    for number, (ask, answer) in enumerate(rng.sample(pairs, min(_LOOKUPS, len(pairs)))):
+        chat.append({"role": "user", "content": ask if number else f"{text}\n\n{ask}"})
+        chat.append({"role": "assistant", "content": answer})
+    return chat
+
+
+def lookups(problem: HopQuestion | Narrative) -> list[tuple[str, str]]:
+    """(what is asked, what the text says): all about a title or a person, how a sentence ends, letters of choices."""
+    pairs: list[tuple[str, str]] = []
+    if isinstance(problem, HopQuestion):
+        parts = {title: " ".join(sentences) for title, sentences in problem.paragraphs}
+        sentences = [s for _, inside in problem.paragraphs for s in inside]
+    else:
+        sentences = [f"{s.strip('.')}." for s in problem.context.split(". ")]
+        firsts = [s.split()[0] for s in sentences]
+        parts = {first: s for first, s in zip(firsts, sentences, strict=True) if firsts.count(first) == 1}
+        for letter, choice in zip("ABCD", problem.choices, strict=True):
+            pairs += [(f"Letter: {choice}", letter), (f"Choice: {letter}", choice)]
+    pairs += [(f"Quote: {key}", text) for key, text in parts.items()]
+    for sentence in sentences:
+        beginning, _, end = sentence.rpartition(" ")
+        if sum(s.startswith(beginning) for s in sentences) == 1:
+            pairs.append((f"Complete: {beginning}", end))
+    return pairs
+
+
 def chats(seed: int) -> Iterator[Chat]:
     """The endless pretraining mixture; each chat ends with an assistant turn."""
     rng = random.Random(f"corpus/{seed}")
     sources = {family: items(family, seed) for family in FAMILIES}
+    texts: dict[str, Iterator[Any]] = {
+        "hotpotqa": micro.hop_questions("train", seed + 1, 0, repeat=True),
+        "cosmosqa": micro.narratives("train", seed + 1, 0, repeat=True),
+    }
     while True:
         family = _draw(rng, MIXTURE)
         if family == "rewrite":
             family = rng.choice(list(FAMILIES))
             yield rewritten(rng, family, sources[family])
+        elif family == "recall":
+            family = rng.choice(list(texts))
+            yield recalled(rng, family, texts[family])
         else:
             yield answered(rng, family, sources[family])

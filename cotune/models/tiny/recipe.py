@@ -53,8 +53,8 @@ class Recipe:
 
 
 RECIPES = {
-    "tiny": Recipe(128, 4, 4, 2, 384, learning_rate=3e-3, tokens=12_000_000),
-    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=2e-3, tokens=5_000_000, store="bfloat16"),
+    "tiny": Recipe(128, 4, 4, 2, 384, learning_rate=3e-3, tokens=8_000_000),
+    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=2e-3, tokens=4_000_000, store="bfloat16"),
 }
 
 
