@@ -31,7 +31,11 @@ from cotune.models.tiny.tokenizer import CONTEXT, train_tokenizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings. `tokens` counts every token that is read, prompts included."""
+    """All settings. Tokens count everything that is read, prompts included.
+
+    `tokens` are read in one cosine cycle of the learning rate, `restart_tokens` in a second one (0: none) on other
+    chats, at 0.7 of the peak.
+    """
 
     hidden_size: int
     layers: int
@@ -40,7 +44,9 @@ class Recipe:
     intermediate_size: int
     learning_rate: float
     tokens: int
-    store: str = "float32"  # dtype of the saved weights; training is in float32
+    restart_tokens: int = 0
+    store: str = "float32"  # dtype of the saved weights
+    autocast: bool = False  # matrix products in bfloat16; weights and optimizer state stay float32
     vocab_size: int = 1024
     tokenizer_chats: int = 20_000
     tokens_per_batch: int = 2048
@@ -53,8 +59,8 @@ class Recipe:
 
 
 RECIPES = {
-    "tiny": Recipe(128, 4, 4, 2, 384, learning_rate=3e-3, tokens=8_000_000),
-    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=2e-3, tokens=4_000_000, store="bfloat16"),
+    "tiny": Recipe(128, 4, 4, 2, 384, learning_rate=3e-3, tokens=8_000_000, restart_tokens=8_000_000),
+    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=2e-3, tokens=4_500_000, store="bfloat16", autocast=True),
 }
 
 
@@ -71,10 +77,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt_loss: float) -
     return ids, weights
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless right-padded batches (ids [B, T], loss weights [B, T]) of chats of similar length."""
-    rng = random.Random(f"batches/{recipe.seed}")
-    source = chats(recipe.seed)
+    rng = random.Random(f"batches/{seed}")
+    source = chats(seed)
     while True:
         encoded = [encode(tokenizer, chat, recipe.prompt_loss) for chat in islice(source, 1024)]
         encoded = sorted((e for e in encoded if len(e[0]) <= recipe.max_chat_tokens), key=lambda e: len(e[0]))
@@ -119,12 +125,12 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path) -> tuple[Any, float]:
-    """The trained model and the mean assistant-token loss over the last 5% of the tokens.
+def train(model: Any, recipe: Recipe, cycle: int, tokenizer: PreTrainedTokenizerFast, out: Path) -> float:
+    """One cycle of training; the mean assistant-token loss over the last 5% of its tokens.
 
     Every 500 steps the model as it stands is written to `out`, so that an interrupted run leaves something to look at.
     """
-    model = make_model(recipe, tokenizer)
+    tokens, peak = (recipe.restart_tokens, 0.7) if cycle else (recipe.tokens, 1.0)
     # Muon for the matrices of the layers reaches a given loss in fewer tokens than AdamW alone; AdamW for the rest.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
@@ -135,15 +141,16 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path) -> tupl
     read, started = 0, time.monotonic()
     recent: list[float] = []
     last: list[float] = []
-    for step, (ids, weights) in enumerate(batches(tokenizer, recipe), start=1):
-        done = read / recipe.tokens
+    for step, (ids, weights) in enumerate(batches(tokenizer, recipe, recipe.seed + 1000 * cycle), start=1):
+        done = read / tokens
         if done >= 1:
             break
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, done)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # causal, so padding on the right needs no mask
-        losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+                group["lr"] = peak * learning_rate(recipe, done)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # causal: padding on the right needs no mask
+        losses = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         targets = weights[:, 1:].flatten()
         loss: Any = (losses * targets).sum() / targets.sum()
         loss.backward()
@@ -161,7 +168,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, out: Path) -> tupl
             recent = []
         if step % 500 == 0:
             save(model, tokenizer, out)
-    return model, sum(last) / len(last)
+    return sum(last) / len(last)
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path, dtype: str = "float32") -> None:
@@ -175,19 +182,26 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path, dtype: str =
     tokenizer.save_pretrained(out)
 
 
-def make(recipe: Recipe, out: Path) -> None:
-    """Train from nothing and write a Hugging Face model folder plus recipe.json."""
+def make(recipe: Recipe, out: Path, first_cycle: Path | None = None) -> None:
+    """Train from nothing, or from where `first_cycle` ended; write a Hugging Face model folder plus recipe.json."""
     texts = [m["content"] for chat in islice(chats(recipe.seed + 1), recipe.tokenizer_chats) for m in chat]
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
-    started = time.monotonic()
-    model, loss = train(recipe, tokenizer, out)
-    seconds = time.monotonic() - started
+    minutes, started = 0.0, time.monotonic()
+    if first_cycle is None:
+        model = make_model(recipe, tokenizer)
+        loss = train(model, recipe, 0, tokenizer, out)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(first_cycle, dtype=torch.float32)
+        minutes = json.loads((first_cycle / "recipe.json").read_text())["minutes"]
+    if recipe.restart_tokens:
+        loss = train(model, recipe, 1, tokenizer, out)
+    minutes += (time.monotonic() - started) / 60
     save(model, tokenizer, out, recipe.store)
     notes = {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
         "final_loss": round(loss, 4),
-        "minutes": round(seconds / 60, 1),
+        "minutes": round(minutes, 1),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -199,12 +213,13 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(RECIPES), default="tiny")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, help="train on fewer tokens than the recipe says (for a trial)")
+    parser.add_argument("--first-cycle", type=Path, help="go on from a folder in which the first cycle has ended")
     given = parser.parse_args()
     torch.set_num_threads(1)  # small matrices: more threads are slower
     recipe = RECIPES[given.size]
     if given.tokens:
-        recipe = Recipe(**(asdict(recipe) | {"tokens": given.tokens}))
-    make(recipe, given.out)
+        recipe = Recipe(**(asdict(recipe) | {"tokens": given.tokens, "restart_tokens": 0}))
+    make(recipe, given.out, given.first_cycle)
 
 
 if __name__ == "__main__":
