@@ -157,7 +157,7 @@ def test_rewriting_gives_diverse_instructions(tiny: tuple[Any, Any]) -> None:
 def test_the_recipe_makes_a_loadable_model_that_learns(tmp_path: Path) -> None:
     small = replace(
         recipe.RECIPES["tiny"], hidden_size=32, heads=2, kv_heads=1, layers=4, intermediate_size=64,
-        tokens=30_000, vocab_size=400, tokenizer_chats=200,
+        tokens=30_000, restart_tokens=60_000, vocab_size=400, tokenizer_chats=200,
     )  # fmt: skip
     recipe.make(small, tmp_path / "a")
     recipe.make(small, tmp_path / "b")
