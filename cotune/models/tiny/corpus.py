@@ -15,6 +15,7 @@ from cotune.models.tiny.instructions import FAMILIES, FORMS, any_instruction, re
 from cotune.rewrite import REWRITE_INSTRUCTION, rewrite_messages
 from cotune.tasks import micro
 from cotune.tasks.micro_arithmetic import Equation, WordProblem
+from cotune.tasks.micro_names import INSTRUMENTS, ITEMS, JOBS, PEOPLE, PLACES, THINGS, TITLES
 from cotune.tasks.micro_stories import HopQuestion, Narrative
 from cotune.values import Example
 
@@ -192,3 +193,21 @@ def chats(seed: int) -> Iterator[Chat]:
             yield recalled(rng, family, texts[family])
         else:
             yield answered(rng, family, sources[family])
+
+
+_WORDS = (*ITEMS, *JOBS, *INSTRUMENTS, *TITLES, *PLACES, *THINGS, *(name for name, _, _ in PEOPLE))
+
+
+def copies(seed: int) -> Iterator[Chat]:
+    """Random words to be repeated: dense practice in finding where one is in a text and what comes next."""
+    rng = random.Random(f"copies/{seed}")
+    while True:
+        text = " " + " ".join(rng.choice(_WORDS) for _ in range(rng.randint(10, 40)))
+        yield [
+            {"role": "system", "content": "Repeat the text."},
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": text},
+        ]
+
+
+CHATS: dict[str, Callable[[int], Iterator[Chat]]] = {"mixture": chats, "copies": copies}

@@ -25,17 +25,25 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from cotune.models.tiny.corpus import Chat, chats
+from cotune.models.tiny.corpus import CHATS, Chat
 from cotune.models.tiny.tokenizer import CONTEXT, train_tokenizer
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All settings. Tokens count everything that is read, prompts included.
+class Phase:
+    """One cosine cycle of the learning rate over so many `tokens` (prompts included), up to `peak` times the peak.
 
-    `tokens` are read in one cosine cycle of the learning rate, `restart_tokens` in a second one (0: none) on other
-    chats, at 0.7 of the peak.
+    `chats` is "mixture" or "copies" (corpus.py).
     """
+
+    chats: str
+    tokens: int
+    peak: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings. Each phase reads chats of its own."""
 
     hidden_size: int
     layers: int
@@ -43,8 +51,7 @@ class Recipe:
     kv_heads: int
     intermediate_size: int
     learning_rate: float
-    tokens: int
-    restart_tokens: int = 0
+    phases: tuple[Phase, ...]
     store: str = "float32"  # dtype of the saved weights
     autocast: bool = False  # matrix products in bfloat16; weights and optimizer state stay float32
     vocab_size: int = 1024
@@ -58,10 +65,17 @@ class Recipe:
     seed: int = 0
 
 
+_COPIES = Phase("copies", 1_000_000)  # without these neither size learned to look things up in its context
 RECIPES = {
-    "tiny": Recipe(128, 4, 4, 2, 384, learning_rate=3e-3, tokens=8_000_000, restart_tokens=8_000_000),
-    "tiny-4m": Recipe(192, 8, 6, 2, 576, learning_rate=2e-3, tokens=4_500_000, store="bfloat16", autocast=True),
-}
+    "tiny": Recipe(
+        128, 4, 4, 2, 384, learning_rate=3e-3,
+        phases=(Phase("mixture", 8_000_000), _COPIES, Phase("mixture", 7_000_000, peak=0.7)),
+    ),
+    "tiny-4m": Recipe(
+        192, 8, 6, 2, 576, learning_rate=2e-3, phases=(_COPIES, Phase("mixture", 2_600_000)),
+        store="bfloat16", autocast=True,
+    ),
+}  # fmt: skip
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt_loss: float) -> tuple[list[int], list[float]]:
@@ -77,12 +91,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, chat: Chat, prompt_loss: float) -
     return ids, weights
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, recipe: Recipe, chats: Iterator[Chat], seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless right-padded batches (ids [B, T], loss weights [B, T]) of chats of similar length."""
     rng = random.Random(f"batches/{seed}")
-    source = chats(seed)
     while True:
-        encoded = [encode(tokenizer, chat, recipe.prompt_loss) for chat in islice(source, 1024)]
+        encoded = [encode(tokenizer, chat, recipe.prompt_loss) for chat in islice(chats, 1024)]
         encoded = sorted((e for e in encoded if len(e[0]) <= recipe.max_chat_tokens), key=lambda e: len(e[0]))
         groups: list[list[tuple[list[int], list[float]]]] = [[]]
         for pair in encoded:
@@ -125,12 +140,13 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
 
 
-def train(model: Any, recipe: Recipe, cycle: int, tokenizer: PreTrainedTokenizerFast, out: Path) -> float:
-    """One cycle of training; the mean assistant-token loss over the last 5% of its tokens.
+def train(model: Any, recipe: Recipe, number: int, tokenizer: PreTrainedTokenizerFast, out: Path) -> float:
+    """One phase of training; the mean assistant-token loss over the last 5% of its tokens.
 
     Every 500 steps the model as it stands is written to `out`, so that an interrupted run leaves something to look at.
     """
-    tokens, peak = (recipe.restart_tokens, 0.7) if cycle else (recipe.tokens, 1.0)
+    phase, seed = recipe.phases[number], recipe.seed + 1000 * number
+    source = batches(tokenizer, recipe, CHATS[phase.chats](seed), seed)
     # Muon for the matrices of the layers reaches a given loss in fewer tokens than AdamW alone; AdamW for the rest.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
@@ -141,13 +157,13 @@ def train(model: Any, recipe: Recipe, cycle: int, tokenizer: PreTrainedTokenizer
     read, started = 0, time.monotonic()
     recent: list[float] = []
     last: list[float] = []
-    for step, (ids, weights) in enumerate(batches(tokenizer, recipe, recipe.seed + 1000 * cycle), start=1):
-        done = read / tokens
+    for step, (ids, weights) in enumerate(source, start=1):
+        done = read / phase.tokens
         if done >= 1:
             break
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = peak * learning_rate(recipe, done)
+                group["lr"] = phase.peak * learning_rate(recipe, done)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # causal: padding on the right needs no mask
         losses = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -182,44 +198,41 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path, dtype: str =
     tokenizer.save_pretrained(out)
 
 
-def make(recipe: Recipe, out: Path, first_cycle: Path | None = None) -> None:
-    """Train from nothing, or from where `first_cycle` ended; write a Hugging Face model folder plus recipe.json."""
-    texts = [m["content"] for chat in islice(chats(recipe.seed + 1), recipe.tokenizer_chats) for m in chat]
+def make(recipe: Recipe, out: Path, begun: Path | None = None) -> None:
+    """Train from nothing, or go on from the folder `begun`; write a Hugging Face model folder plus recipe.json."""
+    texts = [m["content"] for chat in islice(CHATS["mixture"](recipe.seed + 1), recipe.tokenizer_chats) for m in chat]
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
-    minutes, started = 0.0, time.monotonic()
-    if first_cycle is None:
-        model = make_model(recipe, tokenizer)
-        loss = train(model, recipe, 0, tokenizer, out)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(first_cycle, dtype=torch.float32)
-        minutes = json.loads((first_cycle / "recipe.json").read_text())["minutes"]
-    if recipe.restart_tokens:
-        loss = train(model, recipe, 1, tokenizer, out)
-    minutes += (time.monotonic() - started) / 60
-    save(model, tokenizer, out, recipe.store)
-    notes = {
-        "recipe": asdict(recipe),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "final_loss": round(loss, 4),
-        "minutes": round(minutes, 1),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    (out / "recipe.json").write_text(json.dumps(notes, indent=2) + "\n")
+    first, minutes, model = 0, 0.0, make_model(recipe, tokenizer)
+    if begun is not None:
+        notes = json.loads((begun / "recipe.json").read_text())
+        first, minutes = notes["phases_done"], notes["minutes"]
+        model = AutoModelForCausalLM.from_pretrained(begun, dtype=torch.float32)
+    for number in range(first, len(recipe.phases)):
+        started = time.monotonic()
+        loss = train(model, recipe, number, tokenizer, out)
+        minutes += (time.monotonic() - started) / 60
+        last = number + 1 == len(recipe.phases)
+        save(model, tokenizer, out, recipe.store if last else "float32")
+        notes = {
+            "recipe": asdict(recipe),
+            "phases_done": number + 1,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "final_loss": round(loss, 4),
+            "minutes": round(minutes, 1),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        (out / "recipe.json").write_text(json.dumps(notes, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make a tiny model from nothing.")
     parser.add_argument("--size", choices=sorted(RECIPES), default="tiny")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, help="train on fewer tokens than the recipe says (for a trial)")
-    parser.add_argument("--first-cycle", type=Path, help="go on from a folder in which the first cycle has ended")
+    parser.add_argument("--begun", type=Path, help="go on from a folder in which the first phases are done")
     given = parser.parse_args()
     torch.set_num_threads(1)  # small matrices: more threads are slower
-    recipe = RECIPES[given.size]
-    if given.tokens:
-        recipe = Recipe(**(asdict(recipe) | {"tokens": given.tokens, "restart_tokens": 0}))
-    make(recipe, given.out, given.first_cycle)
+    make(RECIPES[given.size], given.out, given.begun)
 
 
 if __name__ == "__main__":
