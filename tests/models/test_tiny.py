@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cotune.models.tiny import TINY_MODELS, calibrate, corpus, instructions, recipe
 from cotune.rewrite import REWRITE_INSTRUCTION, rewrite_messages
+from cotune.tasks import micro
 from cotune.tasks.micro import MicroGsm8k
 from cotune.values import Outcome
 
@@ -46,7 +47,8 @@ def test_shipped_checkpoints_are_plain_qwen2_folders(name: str) -> None:
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert len(tokenizer) <= model.config.vocab_size
     notes = json.loads((folder / "recipe.json").read_text())
-    assert notes["recipe"] == json.loads(json.dumps(recipe.RECIPES[name].__dict__))
+    assert notes["recipe"] == json.loads(json.dumps(asdict(recipe.RECIPES[name])))
+    assert notes["phases_done"] == len(recipe.RECIPES[name].phases)
 
 
 def test_both_checkpoints_together_are_at_most_16_mb() -> None:
@@ -111,6 +113,21 @@ def test_every_completion_of_the_corpus_states_the_reference() -> None:
                     assert task.grade(item.example, text).outcome is Outcome.CORRECT, text
 
 
+def test_lookups_have_one_answer_and_it_is_in_the_text() -> None:
+    for source in (micro.hop_questions("train", 0, 0), micro.narratives("train", 0, 0)):
+        for problem in itertools.islice(source, 50):
+            pairs = corpus.lookups(problem)
+            assert len({ask for ask, _ in pairs}) == len(pairs) >= 6
+            text = json.dumps(micro.row_of(problem, 0))
+            assert all(len(answer) == 1 or answer.rstrip(".") in text or ask[:5] == "Quote" for ask, answer in pairs)
+
+
+def test_copies_repeat_their_text() -> None:
+    for _, user, assistant in itertools.islice(corpus.copies(0), 20):
+        assert user["content"] == assistant["content"]
+        assert 10 <= len(user["content"].split()) <= 40
+
+
 def test_instructions_differ_by_behaviour_and_have_no_open_braces() -> None:
     rng = random.Random(0)
     for family in instructions.FAMILIES:
@@ -157,7 +174,8 @@ def test_rewriting_gives_diverse_instructions(tiny: tuple[Any, Any]) -> None:
 def test_the_recipe_makes_a_loadable_model_that_learns(tmp_path: Path) -> None:
     small = replace(
         recipe.RECIPES["tiny"], hidden_size=32, heads=2, kv_heads=1, layers=4, intermediate_size=64,
-        tokens=30_000, restart_tokens=60_000, vocab_size=400, tokenizer_chats=200,
+        phases=(recipe.Phase("mixture", 60_000), recipe.Phase("copies", 20_000), recipe.Phase("mixture", 60_000)),
+        vocab_size=400, tokenizer_chats=200,
     )  # fmt: skip
     recipe.make(small, tmp_path / "a")
     recipe.make(small, tmp_path / "b")
