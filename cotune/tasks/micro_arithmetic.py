@@ -16,9 +16,11 @@ from cotune.tasks.micro_names import ITEMS, PEOPLE, choose_kind
 # absent), 1 the benchmark, 2 a harder one. "bulk" and "product" (two-digit products) stay hard for a tiny model.
 WORD_MIX: tuple[Mapping[str, float], ...] = (
     {"one": 0.12, "two": 0.36, "three": 0.38, "times": 0.10, "four": 0.04},
-    {"one": 0.16, "two": 0.16, "three": 0.22, "four": 0.14, "times": 0.15, "share": 0.10, "bulk": 0.07},
+    {"one": 0.18, "two": 0.18, "three": 0.22, "four": 0.14, "times": 0.14, "share": 0.08, "bulk": 0.06},
     {"three": 0.15, "four": 0.30, "times": 0.20, "share": 0.20, "bulk": 0.15},
 )
+# Range of the first number by difficulty: small ones let a bare answer be right now and then.
+WORD_START = ((3, 20), (3, 8), (3, 20))
 EQUATION_MIX: tuple[Mapping[str, float], ...] = (
     {"linear": 0.26, "paren": 0.26, "both": 0.16, "compute": 0.24, "remainder": 0.04, "negative": 0.04},
     {
@@ -68,12 +70,12 @@ def word_problem(rng: random.Random, difficulty: int) -> WordProblem:
     """A story about one quantity, changed by one to four events."""
     kind = choose_kind(rng, WORD_MIX[difficulty])
     while True:
-        problem = _story(rng, kind)
+        problem = _story(rng, kind, WORD_START[difficulty])
         if problem is not None:
             return problem
 
 
-def _story(rng: random.Random, kind: str) -> WordProblem | None:
+def _story(rng: random.Random, kind: str, start_range: tuple[int, int]) -> WordProblem | None:
     """One attempt; None when the numbers do not come out whole and between 1 and 60 (bulk: 1 to 999)."""
     name, he, him = rng.choice(PEOPLE)
     other = rng.choice([p[0] for p in PEOPLE if p[0] != name])
@@ -81,7 +83,7 @@ def _story(rng: random.Random, kind: str) -> WordProblem | None:
     plan = ["plain"] * {"one": 1, "two": 2, "three": 3, "four": 4, "times": 2, "share": 2, "bulk": 1}[kind]
     if kind in ("times", "share", "bulk"):
         plan.insert(rng.randrange(len(plan) + 1), rng.choice(("bags", "multiply")) if kind == "times" else kind)
-    start = have = rng.randint(3, 20)
+    start = have = rng.randint(*start_range)
     sentences = [f"{name} has {start} {item}."]
     lines: list[str] = []
     equations: list[str] = []
