@@ -173,6 +173,7 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(command: str, tmp_path: Path, ra
     process = subprocess.Popen(
         [sys.executable, "-m", "cotune", *args, "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
     )  # fmt: skip
     while process.poll() is None and not list(out.glob("*/work/journal.jsonl")):
         time.sleep(0.1)
