@@ -296,7 +296,7 @@ def _halving_when_memory_runs_out(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     logger.warning(
-        "Out of memory with %d rows in a batch: going on with halves. A lower engine.batch_size avoids the retry.",
+        "Out of memory with %d rows in a batch: going on with halves. A lower runner.batch_size avoids the retry.",
         len(items),
     )
     half = len(items) // 2

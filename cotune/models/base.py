@@ -167,7 +167,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
         torch.nn.Module.to(model, device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device it lacks
         raise UsageError(
-            f"{name} cannot be put on device {device!r} ({error}); choose --set model.device=cpu."
+            f"{name} cannot be put on device {device!r} ({error}); choose --set runner.device=cpu."
         ) from error
     model.train(False).requires_grad_(False)
     return BaseModel(name, model, tokenizer, source, revision)
