@@ -72,8 +72,7 @@ class TokenRow:
 
 def token_row(base: BaseModel, rendered_prompt: str, completion: str) -> TokenRow:
     """Prompt and completion are encoded apart, as they meet in generation."""
-    target = (*base.encode(completion), base.end_of_turn_ids[0])
-    return TokenRow(tuple(base.encode(rendered_prompt)), target)
+    return TokenRow(tuple(base.encode(rendered_prompt)), base.encode_answer(completion))
 
 
 def completion_loss(base: BaseModel, rows: Sequence[TokenRow]) -> Tensor:

@@ -74,9 +74,11 @@ class TransformersEngine:
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         """Batches of requests of similar length, the longest first, so that memory runs out early or not at all.
 
-        Raises UsageError when a prompt and its completion do not fit the model's context.
+        A prompt that leaves no room for its completion in the context is answered by `generate` with a truncated
+        empty completion; this says so. Raises UsageError when that is all of them.
         """
-        lengths = [len(ids) for ids in self._encode(requests, sampling.max_new_tokens)]
+        lengths = [self.token_count(request.prompt) for request in requests]
+        self._report_too_long(lengths, sampling.max_new_tokens)
         batches: list[list[int]] = []
         room = 0
         for i in sorted(range(len(requests)), key=lambda i: (-lengths[i], i)):
@@ -93,14 +95,15 @@ class TransformersEngine:
 
         Sample s of a prompt draws from a stream seeded by (sampling.seed, prompt, s): the same prompt twice in a
         batch gives the same completions; ask for n. Greedy samples are decoded once and repeated.
-        Raises UsageError for a prompt that does not fit the context, CotuneError when a single row does not fit
-        the memory or an adapter changes nothing (`canary`).
+        Raises CotuneError when a single row does not fit the memory or an adapter changes nothing (`canary`).
         """
-        prompts = self._encode(requests, sampling.max_new_tokens)
+        prompts = [self.base.encode(request.prompt) for request in requests]
+        room = self.base.context_length - sampling.max_new_tokens
         adapters = [_factors(request.adapter) for request in requests]
         self._check_adapters(prompts, adapters)
         greedy = sampling.temperature == 0
-        rows = [_Row(r, s) for r in range(len(requests)) for s in range(1 if greedy else sampling.n)]
+        samples = range(1 if greedy else sampling.n)
+        rows = [_Row(r, s) for r, ids in enumerate(prompts) if len(ids) <= room for s in samples]
 
         def decode(chosen: Sequence[_Row]) -> list[_Row]:
             draws = None if greedy else _draws(chosen, requests, sampling)
@@ -117,11 +120,17 @@ class TransformersEngine:
                 logprobs=tuple(row.logprobs),
             )
             completions[row.request] += [completion] * (sampling.n if greedy else 1)
+        for ids, own in zip(prompts, completions, strict=True):
+            if len(ids) > room:
+                own += [Completion("", (), len(ids), truncated=True)] * sampling.n
         return completions
 
     def score(self, requests: Sequence[Request], continuations: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p of each token of the given continuations (token ids) after their prompts, at temperature 1."""
-        prompts = self._encode(requests, max((len(c) for c in continuations), default=0))
+        """log p of each token of the given continuations (token ids) after their prompts, at temperature 1.
+
+        Prompt and continuation together must fit the context.
+        """
+        prompts = [self.base.encode(request.prompt) for request in requests]
         adapters = [_factors(request.adapter) for request in requests]
         longest_first = sorted(range(len(requests)), key=lambda i: -len(prompts[i]) - len(continuations[i]))
 
@@ -144,18 +153,20 @@ class TransformersEngine:
                 results[i] = row
         return results
 
-    def _encode(self, requests: Sequence[Request], max_new_tokens: int) -> list[list[int]]:
-        prompts = [self.base.encode(request.prompt) for request in requests]
+    def _report_too_long(self, lengths: Sequence[int], max_new_tokens: int) -> None:
         limit = self.base.context_length - max_new_tokens
-        too_long = [len(ids) for ids in prompts if len(ids) > limit]
-        if too_long:
-            raise UsageError(
-                f"{len(too_long)} of {len(prompts)} prompts are too long for {self.base.name}: the longest has "
-                f"{max(too_long)} tokens, and with {max_new_tokens} new ones only {limit} fit its context of "
-                f"{self.base.context_length}. Shorten the prompt (fewer demonstrations), lower max_new_tokens, or "
-                "choose a model with a longer context."
-            )
-        return prompts
+        too_long = sum(length > limit for length in lengths)
+        if not too_long:
+            return
+        message = (
+            f"{too_long} of {len(lengths)} prompts are too long for {self.base.name}: the longest has "
+            f"{max(lengths)} tokens, and with {max_new_tokens} new ones only {limit} fit its context of "
+            f"{self.base.context_length}. Shorten the prompt (fewer demonstrations), lower max_new_tokens, or "
+            "choose a model with a longer context."
+        )
+        if too_long == len(lengths):
+            raise UsageError(message)
+        logger.warning("%s They count as truncated.", message)
 
     def _check_adapters(self, prompts: list[list[int]], adapters: list[LoraFactors | None]) -> None:
         """The canary: every static adapter once, and one of the generated adapters of each batch."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,10 +112,11 @@ class BaseModel:
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Chat template applied, ending where the assistant begins.
 
-        Where the template refuses or drops the system role (Gemma), a leading system turn is put before the first user
-        turn, separated by an empty line. Raises CotuneError when the template refuses the turns.
+        Contents go in `plain`. Where the template refuses or drops the system role (Gemma), a leading system turn is
+        put before the first user turn, separated by an empty line. Raises CotuneError when the template refuses the
+        turns.
         """
-        turns = list(messages)
+        turns = [{"role": m["role"], "content": self.plain(m["content"])} for m in messages]
         if turns and turns[0]["role"] == "system" and not self._takes_system_role:
             system, user = turns[0]["content"], turns[1]
             turns[:2] = [{"role": user["role"], "content": f"{system}\n\n{user['content']}".strip()}]
@@ -123,9 +125,23 @@ class BaseModel:
         except TemplateError as error:
             raise CotuneError(f"The chat template of {self.name} refuses these turns: {error}.") from error
 
+    def plain(self, text: str) -> str:
+        """`text` with a space inside every special token written out in it: data and models cannot end a turn."""
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        special = {t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special}
+        longest_first = sorted(special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens written out in `text` count as such, none are added."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """Token ids of an assistant turn, its end included: what is trained on."""
+        return (*self.encode(self.plain(text)), self.end_of_turn_ids[0])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens, spaces as generated."""

@@ -247,8 +247,7 @@ class _Run:
             own, counts["sampled"] = accepted(task, train, conditionings, self._teacher, self._bench)
             counts["accepted"] = len(own)
             traces += own
-        end = base.end_of_turn_ids[0]
-        pairs = [_Pair(t.example, (*base.encode(t.completion), end)) for t in dict.fromkeys(traces)]
+        pairs = [_Pair(t.example, base.encode_answer(t.completion)) for t in dict.fromkeys(traces)]
         seed = self._tuned.seed.instruction
         fitting = [
             p for p in pairs if len(self._question_ids(p.example, seed)) + len(p.completion) <= base.context_length
@@ -263,11 +262,10 @@ class _Run:
         return fitting
 
     def _item(self, pair: _Pair) -> JointItem:
-        generator = self._tuned.generator
         target = self._state.targets.get(pair.example.id, "")
         return JointItem(
             query=self._query_ids(pair.example),
-            target=(*generator.encode(target), generator.end_of_turn_ids[0]) if target else (),
+            target=self._tuned.generator.encode_answer(target) if target else (),
             question=self._question_ids(
                 pair.example, self._state.prompts.get(pair.example.id, self._tuned.seed.instruction)
             ),

@@ -173,15 +173,19 @@ def test_the_plan_holds_its_limits_and_covers_every_request_once(base, requests)
     assert planner.plan(requests[:2], Sampling(20, temperature=1.0, n=50)) in ([[0], [1]], [[1], [0]])
 
 
-def test_too_long_prompts_are_counted_never_cut(base, transformers_engine) -> None:
+def test_too_long_prompts_count_as_truncated_and_are_never_cut(base, transformers_engine, caplog) -> None:
     requests = [Request("x" * n) for n in (10, 500, 509)]
-    with pytest.raises(
-        UsageError, match=r"2 of 3 prompts are too long .* has 509 tokens.* 20 new ones only 492 fit .* 512"
-    ):
-        transformers_engine.plan(requests, Sampling(20))
+    assert sorted(i for batch in transformers_engine.plan(requests, Sampling(20)) for i in batch) == [0, 1, 2]
+    assert (
+        "2 of 3 prompts are too long" in caplog.text
+        and "has 509 tokens, and with 20 new ones only 492 fit its context of 512" in caplog.text
+    )
+    fits, *over = transformers_engine.generate(requests, Sampling(20, temperature=1.0, n=2))
+    assert fits == transformers_engine.generate(requests[:1], Sampling(20, temperature=1.0, n=2))[0]
+    assert over == [[Completion("", (), n, truncated=True)] * 2 for n in (500, 509)]
     with pytest.raises(UsageError, match="1 of 1 prompts"):
-        transformers_engine.generate(requests[2:], Sampling(20))
-    transformers_engine.generate([Request("x" * 508)], Sampling(4))  # exactly the context
+        transformers_engine.plan(requests[2:], Sampling(20))
+    assert transformers_engine.generate([Request("x" * 508)], Sampling(4))[0][0].token_ids  # exactly the context
 
 
 @pytest.mark.parametrize(
