@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -210,21 +210,17 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     with ledger.measuring():
         measure = bench.at("test")
         ours = tuned.condition(test, measure)
-        evaluation = evaluate(task, test, ours, sampling, measure, label="test")
-        folder.write_rows("predictions.jsonl", prediction_rows(evaluation))
-        cells = None
+        rows = prediction_rows(evaluate(task, test, ours, sampling, measure, label="test"))
+        folder.write_rows("predictions.jsonl", rows)
+        crossed: list[dict[str, Any]] = []
         if strategy.levers == {"prompt", "weights"}:
-            cells = _cells(task, test, start.prompt, ours, evaluation, sampling, measure, folder)
-    outcomes = Counter(g.outcome for g in evaluation.grades)
+            crossed = _crossed(task, test, start.prompt, ours, sampling, measure)
+            folder.write_rows("crossed.jsonl", crossed)
     return {
         "status": "done",
         "engine": bench.engine.name,
         "headline": task.headline,
-        "n": len(test),
-        "score": evaluation.score,
-        "metrics": metric_means(evaluation),
-        "outcomes": {o.value: outcomes[o] for o in Outcome},
-        "cells": cells,
+        **scores(rows, crossed),
         "cost": ledger.report(),
         "wall_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory(),
@@ -239,30 +235,46 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     }
 
 
-def _cells(
+def _crossed(
     task: Task,
     test: Sequence[Example],
     seed: Prompt,
     ours: Sequence[Conditioning],
-    both: Evaluation,
     sampling: Sampling,
     bench: Bench,
-    folder: RunFolder,
-) -> dict[str, float]:
-    """The 2x2 {seed, tuned prompt} x {base, tuned weights}; three new cells into crossed.jsonl (sheet 01, ours)."""
+) -> list[dict[str, Any]]:
+    """The rows of the 2x2 {seed, tuned prompt} x {base, tuned weights} but its last cell (sheet 01, ours)."""
     crossed = {
         "seed/base": [Conditioning(seed) for _ in ours],
         "tuned/base": [Conditioning(c.prompt) for c in ours],
         "seed/tuned": [Conditioning(seed, c.adapter) for c in ours],
     }
-    scores: dict[str, float] = {}
-    rows: list[dict[str, Any]] = []
-    for cell, conditionings in crossed.items():
-        evaluation = evaluate(task, test, conditionings, sampling, bench, label=cell)
-        scores[cell] = evaluation.score
-        rows += [{"cell": cell, **row} for row in prediction_rows(evaluation)]
-    folder.write_rows("crossed.jsonl", rows)
-    return scores | {"tuned/tuned": both.score}
+    return [
+        {"cell": cell, **row}
+        for cell, conditionings in crossed.items()
+        for row in prediction_rows(evaluate(task, test, conditionings, sampling, bench, label=cell))
+    ]
+
+
+def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the summary says of the rows of predictions.jsonl and crossed.jsonl: means, outcomes, the 2x2 (or None)."""
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    score = mean([row["score"] for row in rows])
+    outcomes = Counter(row["outcome"] for row in rows)
+    cells = {row["cell"]: 0.0 for row in crossed}
+    for cell in cells:
+        cells[cell] = mean([row["score"] for row in crossed if row["cell"] == cell])
+    metrics = sorted({name for row in rows for name in row["metrics"]})
+    return {
+        "n": len(rows),
+        "score": score,
+        "metrics": {name: mean([row["metrics"].get(name, 0.0) for row in rows]) for name in metrics},
+        "outcomes": {o.value: outcomes[o.value] for o in Outcome},
+        "cells": cells | {"tuned/tuned": score} if cells else None,
+    }
 
 
 def data_record(config: RunConfig, data: Dataset, test: Sequence[Example]) -> dict[str, Any]:
@@ -302,11 +314,6 @@ def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         }
         for example, c, rendered, completion, grade in zip(*columns, evaluation.grades, strict=True)
     ]
-
-
-def metric_means(evaluation: Evaluation) -> dict[str, float]:
-    names = sorted({name for g in evaluation.grades for name in g.metrics})
-    return {name: sum(g.metrics.get(name, 0.0) for g in evaluation.grades) / len(evaluation.grades) for name in names}
 
 
 def peak_memory() -> int:

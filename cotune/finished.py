@@ -5,7 +5,6 @@ Knows the run folder and everything that a run is made of; tunes nothing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from cotune.bench import Bench, MemoryStore, ignore
 from cotune.config import RunConfig, resolve
 from cotune.errors import UsageError
 from cotune.evaluate import evaluate
-from cotune.experiment import Listener, base_model, decoding, engine_factory, generator_model
+from cotune.experiment import Listener, base_model, decoding, engine_factory, generator_model, scores
 from cotune.ledger import Ledger
 from cotune.record import json_line, read_json, read_rows, write_atomic, write_json
 from cotune.strategies import load_tuned
@@ -22,7 +21,7 @@ from cotune.tasks import task as make_task
 from cotune.tasks.base import Task, UnusableRow
 from cotune.tasks.grading import GRADER_VERSION
 from cotune.tasks.rows import read_file
-from cotune.values import Example, Grade, Outcome
+from cotune.values import Example, Grade
 
 
 def open_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -108,23 +107,7 @@ def regrade(folder: Path) -> dict[str, Any]:
     for name, rows in files.items():
         if rows:
             write_atomic(folder / name, "".join(json_line(row) for row in rows))
-    rows = files["predictions.jsonl"]
-    score = sum(row["score"] for row in rows) / len(rows)
-    outcomes = Counter(row["outcome"] for row in rows)
-    names = sorted({name for row in rows for name in row["metrics"]})
-    cells = summary["cells"]
-    if cells:
-        crossed = files["crossed.jsonl"]
-        for cell in {row["cell"] for row in crossed}:
-            own = [row["score"] for row in crossed if row["cell"] == cell]
-            cells[cell] = sum(own) / len(own)
-        cells["tuned/tuned"] = score
-    summary |= {
-        "score": score,
-        "metrics": {n: sum(row["metrics"].get(n, 0.0) for row in rows) / len(rows) for n in names},
-        "outcomes": {o.value: outcomes[o.value] for o in Outcome},
-        "cells": cells,
-    }
+    summary |= scores(files["predictions.jsonl"], files["crossed.jsonl"])
     summary["comparable"]["grader_version"] = GRADER_VERSION
     if changed:
         with (folder / "regrades.jsonl").open("a", encoding="utf-8") as file:
@@ -134,7 +117,7 @@ def regrade(folder: Path) -> dict[str, Any]:
         "run": folder.name,
         "rows": sum(map(len, files.values())),
         "changed": len(changed),
-        "score": score,
+        "score": summary["score"],
         "from": before,
         "to": GRADER_VERSION,
     }
