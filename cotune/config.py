@@ -13,9 +13,9 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cotune.errors import UsageError
 from cotune.plugins import nearest
@@ -116,8 +116,19 @@ class SequentialConfig(Section):
 
 
 class JointConfig(Section):
-    """MetaTuner-J (sheet 02). The paper's hyper-parameters are unknown: every value here is ours unless said."""
+    """MetaTuner (sheet 02). The paper's hyper-parameters are unknown: every value here is ours unless said."""
 
+    variant: Literal["sum", "alternating"] = Field(
+        "sum", description="MetaTuner-J: both terms in every step; MetaTuner-I: in turn"
+    )
+    alternate_every: Positive = Field(1, description="steps of one term before the other's turn (alternating; ours)")
+    prompt_branch: Literal["per-example", "fixed", "off"] = Field(
+        "per-example", description="off is the paper's ablation w/o P: every query gets the seed prompt; fixed is ours"
+    )
+    adapter_branch: Literal["per-example", "fixed", "off"] = Field(
+        "per-example", description="off is the paper's ablation w/o F: no generated LoRA; fixed is ours"
+    )
+    sharing: bool = Field(True, description="one encoder for both branches; false is the paper's ablation w/o S")
     share: float = Field(0.25, gt=0, lt=1, description="k / K, shared fraction of G's layers (paper, 7B: 1/4; 3B: 3/4)")
     rank: Positive = 8
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="lambda = lora_alpha / rank")
@@ -142,6 +153,14 @@ class JointConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_prompt_tokens: Positive = Field(128, description="longest generated prompt")
     checkpoint_every: Positive = 50
+
+    @model_validator(mode="after")
+    def _something_to_tune(self) -> Self:
+        if self.prompt_branch == self.adapter_branch == "off":
+            raise ValueError("prompt_branch and adapter_branch cannot both be off")
+        if self.adapter_branch == "off" and self.alpha == 0:
+            raise ValueError("without the adapter branch only the prompt term is left, and alpha = 0 takes it away")
+        return self
 
 
 class RunConfig(Section):

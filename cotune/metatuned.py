@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,7 +28,21 @@ from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
 from cotune.values import Completion, Conditioning, Demonstration, Example, Prompt, Tuned
 
+Branch = Literal["per-example", "fixed", "off"]
 _WEIGHTS = "metatuner.safetensors"
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What each branch makes: one for every example (the method), one for all of them, or none.
+
+    `adapter` off is the paper's ablation w/o F, `prompt` off its w/o P. "fixed" is ours: it shows what generating for
+    each query is worth.
+    """
+
+    prompt: Branch = "per-example"
+    adapter: Branch = "per-example"
+    max_prompt_tokens: int = 128
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class MetaTuned(Tuned):
     tuner: MetaTuner
     task: Task
     seed: Prompt
-    max_prompt_tokens: int
+    branches: Branches
     generator: BaseModel
     actor: str
     settings: Mapping[str, Any]
@@ -50,7 +64,7 @@ class MetaTuned(Tuned):
         cls,
         task: Task,
         seed: Prompt,
-        max_prompt_tokens: int,
+        branches: Branches,
         generator: BaseModel,
         actor: str,
         settings: Mapping[str, Any],
@@ -58,7 +72,7 @@ class MetaTuned(Tuned):
     ) -> MetaTuned:
         """With an untrained MetaTuner."""
         tuner = MetaTuner(generator, shapes, **settings)
-        return cls(tuner, task, seed, max_prompt_tokens, generator, actor, settings, shapes)
+        return cls(tuner, task, seed, branches, generator, actor, settings, shapes)
 
     def condition(self, examples: Sequence[Example], bench: Bench) -> list[Conditioning]:
         """p_i = G(p~, x_i), decoded greedily, and theta_i = F(p~, x_i) for each example.
@@ -71,7 +85,9 @@ class MetaTuned(Tuned):
 
     def greedy_prompts(self, examples: Sequence[Example], bench: Bench, frozen: bool = False) -> list[Prompt]:
         """One prompt per example from G_(phi_s, phi_p), or with `frozen` from G_(phi_s, phi_p')."""
-        rows = self.sample_prompts(examples, Sampling(self.max_prompt_tokens), bench, frozen)
+        if self.branches.prompt == "off":
+            return [self.seed] * len(examples)
+        rows = self.sample_prompts(examples, Sampling(self.branches.max_prompt_tokens), bench, frozen)
         texts = [usable(row[0]) for row in rows]
         bench.emit(
             "generated_prompts",
@@ -85,16 +101,20 @@ class MetaTuned(Tuned):
     def sample_prompts(
         self, examples: Sequence[Example], sampling: Sampling, bench: Bench, frozen: bool = False
     ) -> list[list[Completion]]:
-        """What G writes for each example, `sampling.n` times."""
+        """What G writes for each example, `sampling.n` times; the same for examples with the same query."""
+        queries = [self.query(example, self.branches.prompt) for example in examples]
+        distinct = list(dict.fromkeys(queries))
         with self.tuner.prompts.rewriter(frozen) as rewriter:
-            return bench.generate(
-                [Request(self.query(example), rewriter.adapter) for example in examples],
+            written = bench.generate(
+                [Request(query, rewriter.adapter) for query in distinct],
                 sampling,
                 base=self.generator,
                 engine=self._engine(rewriter.base, bench),
                 version=rewriter.version,
                 label="prompts",
             )
+        of = dict(zip(distinct, written, strict=True))
+        return [of[query] for query in queries]
 
     def _engine(self, base: BaseModel, bench: Bench) -> Engine:
         """The engine of the network that G computes with, made once."""
@@ -107,22 +127,25 @@ class MetaTuned(Tuned):
     def adapters(self, examples: Sequence[Example], bench: Bench) -> list[LoraFactors | None]:
         """theta_i of each example under the current weights; None where the update is zero (before any training).
 
-        Books the FLOPs of the encoder's pass. Its tokens are those of the query, which prompt generation has booked.
+        Examples with the same query share one adapter. Books the FLOPs of the encoder's passes; their tokens are those
+        of the queries, which prompt generation has booked.
         """
-        queries = [self.query_ids(example) for example in examples]
-        flops = self.tuner.encoding_flops(sum(len(q) for q in queries), len(queries))
+        if self.branches.adapter == "off":
+            return [None] * len(examples)
+        queries = [self.query(example, self.branches.adapter) for example in examples]
+        distinct = {query: self.generator.encode(query) for query in queries}
+        flops = self.tuner.encoding_flops(sum(map(len, distinct.values())), len(distinct))
         bench.ledger.allow(0, flops)
         began = time.perf_counter()
-        adapters = self.tuner.generate_adapters(queries)
+        made = self.tuner.generate_adapters(list(distinct.values()))
         bench.ledger.book(Spent(flops=flops, seconds=time.perf_counter() - began))
-        return [None if adapter.is_zero else adapter for adapter in adapters]
+        of = {query: None if a.is_zero else a for query, a in zip(distinct, made, strict=True)}
+        return [of[query] for query in queries]
 
-    def query(self, example: Example) -> str:
-        """(p~, x_i) as G reads it."""
-        return self.generator.render(rewrite_messages(self.seed.instruction, self.task.question_text(example)))
-
-    def query_ids(self, example: Example) -> list[int]:
-        return self.generator.encode(self.query(example))
+    def query(self, example: Example, branch: Branch) -> str:
+        """(p~, x_i) as a branch reads it; p~ alone where it is fixed."""
+        question = "" if branch == "fixed" else self.task.question_text(example)
+        return self.generator.render(rewrite_messages(self.seed.instruction, question))
 
     def _check_actor(self, bench: Bench) -> None:
         if bench.base.digest != self.actor:
@@ -139,7 +162,7 @@ class MetaTuned(Tuned):
             "kind": "metatuner",
             "task": self.task.name,
             "seed": asdict(self.seed),
-            "max_prompt_tokens": self.max_prompt_tokens,
+            "branches": asdict(self.branches),
             "generator": {
                 "name": self.generator.name,
                 "source": self.generator.source,
@@ -166,7 +189,7 @@ class MetaTuned(Tuned):
         tuned = cls.create(
             make_task(content["task"]),
             Prompt(content["seed"]["instruction"], demonstrations),
-            content["max_prompt_tokens"],
+            Branches(**content["branches"]),
             generator,
             content["actor"],
             content["settings"],

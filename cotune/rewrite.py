@@ -11,8 +11,9 @@ REWRITE_INSTRUCTION = "Rewrite the instruction for the question. Reply with the 
 def rewrite_messages(
     instruction: str, question_text: str, rewrite_instruction: str = REWRITE_INSTRUCTION
 ) -> list[dict[str, str]]:
-    """The chat whose next assistant turn is a new instruction for `question_text`."""
+    """The chat whose next assistant turn is a new instruction for `question_text`, or (if empty) for any question."""
+    asked = f"\n\nQuestion:\n{question_text}" if question_text else ""
     return [
         {"role": "system", "content": rewrite_instruction},
-        {"role": "user", "content": f"Instruction: {instruction}\n\nQuestion:\n{question_text}"},
+        {"role": "user", "content": f"Instruction: {instruction}{asked}"},
     ]

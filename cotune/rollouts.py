@@ -35,6 +35,15 @@ def best_prompt(candidates: Sequence[Candidate]) -> str | None:
     return min(candidates, key=lambda c: (-c.score, c.tokens)).text
 
 
+def pooled(candidates: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    """The same prompts tried on several examples: each with its mean score."""
+    scores: dict[tuple[str, int], list[float]] = {}
+    for row in candidates:
+        for c in row:
+            scores.setdefault((c.text, c.tokens), []).append(c.score)
+    return [Candidate(text, tokens, sum(s) / len(s)) for (text, tokens), s in scores.items()]
+
+
 def rollouts(
     tuned: MetaTuned, examples: Sequence[Example], sampling: Sampling, answers: Sampling, bench: Bench
 ) -> dict[str, str]:
@@ -63,6 +72,8 @@ def rollouts(
     candidates: list[list[Candidate]] = [[] for _ in examples]
     for (i, text, tokens), grade in zip(tried, evaluation.grades, strict=True):
         candidates[i].append(Candidate(text, tokens, grade.score))
+    if tuned.branches.prompt == "fixed":
+        candidates = [pooled(candidates)] * len(examples)
     chosen = {e.id: text for e, c in zip(examples, candidates, strict=True) if (text := best_prompt(c)) is not None}
     scores = [g.score for g in evaluation.grades]
     bench.emit(

@@ -1,4 +1,4 @@
-"""MetaTuner-J: prompts and adapters generated per query from one shared encoder, trained together (sheet 02).
+"""MetaTuner: prompts and adapters generated per query from one shared encoder, trained together (sheet 02).
 
 Here is the schedule alone: when to roll out, synchronise, train and validate. The networks and their losses are in
 models/metatuner, rollouts in rollouts.py, what is handed over in metatuned.py.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from cotune.engines.base import Sampling
 from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
-from cotune.metatuned import MetaTuned
+from cotune.metatuned import Branch, Branches, MetaTuned
 from cotune.models.lora import target_linears
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from cotune.rewrite import REWRITE_INSTRUCTION
@@ -36,6 +36,7 @@ __all__ = ["Joint", "MetaTuned"]
 # Micro-batches between looks at how the two terms pull on phi_s. A look costs two backward passes, not booked because
 # they measure and change nothing.
 AGREEMENT_EVERY = 10
+Turn = Literal["both", "adapter", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Joint:
         rows = load.train * {"gold": 1, "self": n, "both": 1 + n}[s.source]
         rounds = [(end - begin) * s.batch_size for begin, end in pairwise([0, *round_ends(s, rows)])]  # items of each
         query = load.question + len(REWRITE_INSTRUCTION) // 4  # about 4 characters a token
-        rolled = sum(min(s.rollout_examples, load.train, items) for items in rounds) * s.rollouts if s.alpha else 0
+        rolled = sum(min(s.rollout_examples, load.train, items) for items in rounds) * s.rollouts
+        rolled = rolled if s.alpha and s.prompt_branch != "off" else 0
         chosen = sum(items > 0 for items in rounds) * min(self.choice_examples, load.val)
         written = rolled + sum(min(load.train, items) for items in rounds[1:]) + chosen
+        written = written if s.prompt_branch != "off" else 0
         works = [
             Work.generation("write prompts", written, query, s.max_prompt_tokens),
             Work.generation("score rollouts", rolled, load.question, load.limit),
@@ -100,6 +103,7 @@ class Joint:
         s = self.settings
         settings = {
             "share": s.share,
+            "sharing": s.sharing,
             "generator_training": s.generator_training,
             "generator_rank": s.generator_rank,
             "rank": s.rank,
@@ -111,9 +115,8 @@ class Joint:
         }
         linears = target_linears(problem.base.model, s.target_modules, s.rank)
         shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
-        return MetaTuned.create(
-            problem.task, seed, s.max_prompt_tokens, problem.generator, problem.base.digest, settings, shapes
-        )
+        branches = Branches(s.prompt_branch, s.adapter_branch, s.max_prompt_tokens)
+        return MetaTuned.create(problem.task, seed, branches, problem.generator, problem.base.digest, settings, shapes)
 
 
 def round_ends(settings: JointConfig, items: int) -> list[int]:
@@ -171,7 +174,7 @@ class _Run:
         self._unseen = AGREEMENT_EVERY  # micro-batches since the last look
         self._best: dict[str, Tensor] = {n: p.detach().clone() for n, p in tuned.tuner.parameters.items()}
         self._question_ids = lru_cache(maxsize=None)(self._encode_question)
-        self._query_ids = lru_cache(maxsize=None)(lambda example: tuple(tuned.query_ids(example)))
+        self._query_ids = lru_cache(maxsize=None)(self._encode_query)
 
     def train(self) -> None:
         """Raises BudgetExhausted (whatever was validated by then can still be taken), NoData."""
@@ -191,7 +194,10 @@ class _Run:
                 continue
             if saved is None or number > self._state.round:
                 self._begin(number, [pair.example for batch in batches[begin:end] for pair in batch])
-            steps = [[self._item(pair) for pair in batch] for batch in batches[trainer.step : end]]
+            steps = [
+                [self._item(pair, self._turn(step - ends[0])) for pair in batches[step]]
+                for step in range(trainer.step, end)
+            ]
             if not trainer.run(steps, vars(self._state)):
                 raise BudgetExhausted("The budget of tuning tokens or FLOPs is used up.")
             self._validate(trainer.step)
@@ -211,9 +217,11 @@ class _Run:
         chosen = bench.rng("rollouts", number).sample(distinct, min(s.rollout_examples, len(distinct)))
         seed = bench.seed_for("rollouts", number)
         sampling = Sampling(s.max_prompt_tokens, temperature=s.rollout_temperature, n=s.rollouts, seed=seed)
-        targets = rollouts(self._tuned, chosen, sampling, self._problem.sampling, bench) if s.alpha else {}
+        targets: dict[str, str] = {}
+        if s.alpha and s.prompt_branch != "off":
+            targets = rollouts(self._tuned, chosen, sampling, self._problem.sampling, bench)
         prompts: dict[str, str] = {}
-        if number:
+        if number and s.prompt_branch != "off":
             written = self._tuned.greedy_prompts(distinct, bench, frozen=True)
             prompts = {e.id: p.instruction for e, p in zip(distinct, written, strict=True)}
         self._state = replace(self._state, round=number, targets=targets, prompts=prompts)
@@ -261,16 +269,28 @@ class _Run:
             )
         return fitting
 
-    def _item(self, pair: _Pair) -> JointItem:
-        target = self._state.targets.get(pair.example.id, "")
+    def _turn(self, step: int) -> Turn:
+        """The term of a step, counted from the end of the warm-up. MetaTuner-I begins with term 1 (ours)."""
+        s = self._settings
+        if s.variant == "sum" or step < 0 or "off" in (s.prompt_branch, s.adapter_branch):
+            return "both"
+        return "prompt" if step // s.alternate_every % 2 else "adapter"
+
+    def _item(self, pair: _Pair, turn: Turn) -> JointItem:
+        s, example = self._settings, pair.example
+        target = "" if turn == "adapter" else self._state.targets.get(example.id, "")
+        query = self._query_ids(example, s.adapter_branch)
+        prompt_query = self._query_ids(example, s.prompt_branch)
         return JointItem(
-            query=self._query_ids(pair.example),
+            query=query,
             target=self._tuned.generator.encode_answer(target) if target else (),
-            question=self._question_ids(
-                pair.example, self._state.prompts.get(pair.example.id, self._tuned.seed.instruction)
-            ),
-            completion=pair.completion,
+            question=self._question_ids(example, self._state.prompts.get(example.id, self._tuned.seed.instruction)),
+            completion=() if turn == "prompt" or s.adapter_branch == "off" else pair.completion,
+            prompt_query=prompt_query if prompt_query != query else (),
         )
+
+    def _encode_query(self, example: Example, branch: Branch) -> tuple[int, ...]:
+        return tuple(self._tuned.generator.encode(self._tuned.query(example, branch)))
 
     def _encode_question(self, example: Example, instruction: str) -> tuple[int, ...]:
         prompt, base = replace(self._tuned.seed, instruction=instruction), self._problem.base
@@ -293,21 +313,33 @@ class _Run:
         )
 
     def _loss(self, items: Sequence[JointItem]) -> tuple[Tensor, dict[str, float]]:
-        tuner, alpha = self._tuned.tuner, self._settings.alpha
-        terms = joint_terms(tuner, self._problem.base, items, with_prompt=alpha > 0)
+        tuner = self._tuned.tuner
+        terms = joint_terms(tuner, self._problem.base, items)
         self._unseen += 1
-        if self._unseen > AGREEMENT_EVERY and (pull := agreement(terms, list(tuner.prompts.shared.values()))):
+        look = tuner.shares and self._unseen > AGREEMENT_EVERY
+        if look and (pull := agreement(terms, list(tuner.prompts.shared.values()))):
             self._unseen = 0
             self._bench.emit("agreement", **pull)
-        return joint_loss(terms, prompt_weight=alpha)
+        return joint_loss(terms, prompt_weight=self._settings.alpha)
 
     def _cost(self, item: JointItem) -> Cost:
-        """G reads the query in k layers and, when it has a target, in all; M reads prompt, question and completion."""
+        """G reads a query and its target in all layers, and for an adapter alone in k of them. M reads prompt, question
+        and completion.
+        """
         tuner = self._tuned.tuner
         trained = sum(p.numel() for p in [*tuner.prompts.shared.values(), *tuner.prompts.own.values()])
-        in_g, in_m = len(item.query) + len(item.target), len(item.question) + len(item.completion)
-        depth = 1.0 if item.target else tuner.prompts.depth / tuner.prompts.layers
         inside = trained if self._settings.generator_training == "full" else 0
-        flops = depth * training_flops(tuner.base.parameters_count - inside, trained, in_g)
-        flops += training_flops(self._problem.base.parameters_count, 0, in_m)
-        return Cost(in_g + in_m, flops + training_flops(0, tuner.adapters.work, 1))
+        per_token = training_flops(tuner.prompts.base.parameters_count - inside, trained, 1)
+        tokens, flops = 0, 0.0
+        if item.target:
+            tokens += len(item.written_from) + len(item.target)
+            flops += per_token * tokens
+        if item.completion:
+            if not (item.target and tuner.shares and not item.prompt_query):
+                tokens += len(item.query)
+                flops += per_token * len(item.query) * tuner.prompts.depth / tuner.prompts.layers
+            in_m = len(item.question) + len(item.completion)
+            tokens += in_m
+            flops += training_flops(self._problem.base.parameters_count, 0, in_m)
+            flops += training_flops(0, tuner.adapters.work, 1)
+        return Cost(tokens, flops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def make(base: BaseModel, actor: BaseModel | None = None, **changes: Any) -> Met
     shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
     settings: dict[str, Any] = {
         "share": 0.5,
+        "sharing": True,
         "generator_training": "lora",
         "generator_rank": 3,
         "rank": 2,
@@ -76,8 +78,11 @@ def loss_of(
     tuner: MetaTuner, actor: BaseModel, items: Any, prompt_weight: float, actor_weight: float = 1.0
 ) -> tuple[Tensor, dict[str, float]]:
     """A weight of zero is the single branch: the other network does not run."""
-    terms = joint_terms(tuner, actor, items, with_actor=actor_weight > 0, with_prompt=prompt_weight > 0)
-    return joint_loss(terms, prompt_weight, actor_weight)
+    chosen = [
+        replace(i, target=i.target if prompt_weight else (), completion=i.completion if actor_weight else ())
+        for i in items
+    ]
+    return joint_loss(joint_terms(tuner, actor, chosen), prompt_weight, actor_weight)
 
 
 def gradients(tuner: MetaTuner, loss: Tensor) -> dict[str, Tensor]:
@@ -147,6 +152,41 @@ def test_each_term_reaches_the_shared_layers_and_its_own_branch_only(base: BaseM
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
+def test_without_sharing_no_term_reaches_the_encoder_of_the_other(base: BaseModel, float64: None) -> None:
+    tuner, shared = double(make(base, sharing=False)), double(make(base))
+    actor = gradients(tuner, loss_of(tuner, base, ITEMS, 0.0)[0])
+    prompt = gradients(tuner, loss_of(tuner, base, ITEMS, 1.0, actor_weight=0.0)[0])
+    assert parts(actor) == {"encoder", "lora"} and parts(prompt) == {"shared", "prompt"}
+    both = gradients(tuner, loss_of(tuner, base, ITEMS, 1.0)[0])
+    for name in both:
+        torch.testing.assert_close(both[name], {**actor, **prompt}[name], atol=1e-10, rtol=1e-8)
+    # with equal encoders both objectives have the same value
+    for name, parameter in tuner.encoder.shared.items():
+        parameter.data.copy_(tuner.prompts.shared[name])
+    for name, parameter in shared.parameters.items():
+        parameter.data.copy_(tuner.parameters[name])
+    apart, together = (loss_of(t, base, ITEMS, 1.0)[0].item() for t in (tuner, shared))
+    assert apart == pytest.approx(together, abs=1e-9)
+
+
+def test_a_branch_may_read_another_query(base: BaseModel, float64: None) -> None:
+    tuner = double(make(base))
+    other = tuple(range(60, 66))
+    mixed = [replace(ITEMS[0], prompt_query=other), ITEMS[1]]
+    _, named = loss_of(tuner, base, mixed, 1.0)
+    _, plain = loss_of(tuner, base, ITEMS[:2], 1.0)
+    _, there = loss_of(tuner, base, [replace(ITEMS[0], query=other), ITEMS[1]], 1.0)
+    assert named["actor_loss"] == pytest.approx(plain["actor_loss"], abs=1e-9)
+    assert named["prompt_loss"] == pytest.approx(there["prompt_loss"], abs=1e-9)
+
+
+def test_examples_that_no_term_counts_cost_nothing_and_move_nothing(base: BaseModel) -> None:
+    tuner = make(base)
+    nothing = [replace(i, target=(), completion=()) for i in ITEMS]
+    loss, named = joint_loss(joint_terms(tuner, base, nothing), 1.0)
+    assert (loss.item(), named, gradients(tuner, loss)) == (0.0, {}, {})
+
+
 def test_agreement_of_the_terms_is_that_of_their_gradients(base: BaseModel) -> None:
     tuner = make(base)
     actor = gradients(tuner, loss_of(tuner, base, ITEMS, 0.0)[0])
@@ -193,7 +233,7 @@ def test_a_zero_output_map_is_the_actor_alone_and_gets_all_of_the_first_gradient
 def test_full_training_moves_copies_of_layers_and_splits_them_at_k(base: BaseModel) -> None:
     before = weights_digest(base.model)
     tuner = make(base, generator_training="full")
-    assert tuner.base is not base and tuner.base.model is not base.model
+    assert tuner.prompts.base is not base and tuner.prompts.base.model is not base.model
     assert all(".layers.0." in n for n in tuner.prompts.shared)
     assert any(".layers.1." in n for n in tuner.prompts.own) and any(
         n.endswith("norm.weight") for n in tuner.prompts.own

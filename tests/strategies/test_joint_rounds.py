@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,6 @@ from tests.strategies.joint_lab import (
 @pytest.fixture(scope="module")
 def base(random_model_dir: Path) -> BaseModel:
     return talkative(load(str(random_model_dir)))
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[JointItem]]:
-    """The items of every loss, in order; losses are computed as always."""
-    batches: list[list[JointItem]] = []
-    real = joint_module.joint_terms
-
-    def note(tuner: Any, actor: Any, items: Sequence[JointItem], **which: bool) -> Any:
-        batches.append(list(items))
-        return real(tuner, actor, items, **which)
-
-    monkeypatch.setattr(joint_module, "joint_terms", note)
-    return batches
 
 
 @pytest.mark.parametrize(
@@ -175,11 +160,11 @@ def test_the_frozen_copy_follows_only_at_the_beginning_of_a_round(
     states: list[tuple[bool, torch.Tensor]] = []
     real = joint_module.joint_terms
 
-    def note(tuner: Any, *args: Any, **which: bool) -> Any:
+    def note(tuner: Any, *args: Any) -> Any:
         name = next(n for n in tuner.prompts.own if n.endswith("lora_b"))
         frozen, own = tuner.prompts.frozen[name], tuner.prompts.own[name]
         states.append((torch.equal(frozen, own), frozen.clone()))
-        return real(tuner, *args, **which)
+        return real(tuner, *args)
 
     monkeypatch.setattr(joint_module, "joint_terms", note)
     lab.tune()

@@ -23,7 +23,12 @@ _ROWS = 32  # queries encoded at once; a result depends on it only in the last b
 
 
 class MetaTuner:
-    """`scaling` is lambda, the factor of the generated update (LoRA's alpha / rank). Seeded by `seed` alone."""
+    """`scaling` is lambda, the factor of the generated update (LoRA's alpha / rank). Seeded by `seed` alone.
+
+    Without `sharing` (the paper's ablation w/o S) the adapter branch reads from an encoder of its own: the same k
+    layers of the same checkpoint, trained apart. The paper calls this k = 0; an encoder of no layers would see one
+    token, so ours takes away the sharing and keeps the depth.
+    """
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class MetaTuner:
         shapes: Shapes,
         *,
         share: float,
+        sharing: bool,
         generator_training: Training,
         generator_rank: int,
         rank: int,
@@ -44,21 +50,29 @@ class MetaTuner:
         self.prompts = PromptGenerator(generator, share, generator_training, generator_rank, rng)
         size = int(generator.model.config.get_text_config().hidden_size)
         self.adapters = LoraGenerator(shapes, size, width, rank, layer_embedding, rng).to(generator.model.device)
+        self.encoder = self.prompts
+        if not sharing:
+            self.encoder = PromptGenerator(generator, share, generator_training, generator_rank, rng)
         self.scaling = scaling
         self.pooling = pooling
 
     @property
-    def base(self) -> BaseModel:
-        """The network that G computes with."""
-        return self.prompts.base
+    def shares(self) -> bool:
+        """Whether both branches read from one encoder."""
+        return self.encoder is self.prompts
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything trained: `shared/...` is phi_s, `prompt/...` phi_p, `lora/...` phi_q."""
+        """Everything trained: `shared/...` is phi_s, `prompt/...` phi_p, `lora/...` phi_q.
+
+        Without sharing, `shared/...` is G's lower part alone, and `encoder/...` that of the adapter branch.
+        """
+        apart = {} if self.shares else {f"encoder/{n}": p for n, p in self.encoder.shared.items()}
         return (
             {f"shared/{n}": p for n, p in self.prompts.shared.items()}
             | {f"prompt/{n}": p for n, p in self.prompts.own.items()}
             | {f"lora/{n}": p for n, p in self.adapters.named_parameters()}
+            | apart
         )
 
     @torch.no_grad()
@@ -70,13 +84,13 @@ class MetaTuner:
 
     @torch.no_grad()
     def latents(self, queries: Sequence[Sequence[int]]) -> Tensor:
-        """h_i of each tokenized rewrite prompt, latent_BD, under the current phi_s."""
-        pooled = []
-        with self.prompts.encoding():
+        """h_i of each tokenized rewrite prompt, latent_BD, under the current encoder."""
+        pooled, model = [], self.encoder.base.model
+        with self.encoder.encoding():
             for i in range(0, len(queries), _ROWS):
                 rows = queries[i : i + _ROWS]
-                ids_BT = right_padded(rows, self.base.model.device)
-                hidden_BTD = hidden_after(self.base.model, self.prompts.depth, ids_BT)
+                ids_BT = right_padded(rows, model.device)
+                hidden_BTD = hidden_after(model, self.encoder.depth, ids_BT)
                 pooled.append(pool(hidden_BTD, [len(row) for row in rows], self.pooling))
         return latent(torch.cat(pooled))
 
@@ -95,4 +109,6 @@ class MetaTuner:
     def encoding_flops(self, tokens: int, queries: int) -> float:
         """Of turning queries of so many tokens together into adapters: k of K layers, then the parameter decoder."""
         share = self.prompts.depth / self.prompts.layers
-        return share * forward_flops(self.base.parameters_count, tokens) + forward_flops(self.adapters.work, queries)
+        return share * forward_flops(self.prompts.base.parameters_count, tokens) + forward_flops(
+            self.adapters.work, queries
+        )

@@ -27,14 +27,21 @@ from cotune.models.metatuner.generator import MetaTuner
 class JointItem:
     """One training example as tokens.
 
-    `query` is (p~, x_i) as G reads it and `target` the prompt it should write, p_i of D2, with its end of turn; empty
-    if the query is not in D2. `question` is (prompt_i, x_i) as M reads it and `completion` is y_i with its end of turn.
+    `query` is (p~, x_i) as the encoder reads it and `target` the prompt that G should write, p_i of D2, with its end of
+    turn; empty where term 2 does not count the example. `question` is (prompt_i, x_i) as M reads it and `completion` is
+    y_i with its end of turn; empty where term 1 does not count it. `prompt_query` is what G writes from, if that is not
+    `query` (one of the two branches does not see x_i).
     """
 
     query: tuple[int, ...]
     target: tuple[int, ...]
     question: tuple[int, ...]
     completion: tuple[int, ...]
+    prompt_query: tuple[int, ...] = ()
+
+    @property
+    def written_from(self) -> tuple[int, ...]:
+        return self.prompt_query or self.query
 
 
 def actor_term(actor: BaseModel, factors: Factors, scaling: float, items: Sequence[JointItem]) -> Tensor:
@@ -49,18 +56,18 @@ def prompt_term(tuner: MetaTuner, items: Sequence[JointItem]) -> tuple[Tensor, T
     One forward pass serves both branches: h_i is read from the tokens of the query, before the target. The items must
     have targets.
     """
-    base = tuner.base
+    base, queries = tuner.prompts.base, [i.written_from for i in items]
     with tuner.prompts.trainable(), tapped(base.model, tuner.prompts.depth) as caught:
-        nll_B = completion_nll(base.model, [i.query for i in items], [i.target for i in items])
-    return nll_B, pool(caught[0], [len(i.query) for i in items], tuner.pooling)
+        nll_B = completion_nll(base.model, queries, [i.target for i in items])
+    return nll_B, pool(caught[0], [len(query) for query in queries], tuner.pooling)
 
 
 def encode(tuner: MetaTuner, items: Sequence[JointItem]) -> Tensor:
-    """pooled_BD after layer k, differentiable in phi_s, for items that have no target."""
-    base = tuner.base
-    ids_BT = right_padded([i.query for i in items], base.model.device)
-    with tuner.prompts.encoding():
-        hidden_BTD = hidden_after(base.model, tuner.prompts.depth, ids_BT)
+    """pooled_BD after layer k, differentiable in the encoder, for items that `prompt_term` has not read."""
+    model = tuner.encoder.base.model
+    ids_BT = right_padded([i.query for i in items], model.device)
+    with tuner.encoder.encoding():
+        hidden_BTD = hidden_after(model, tuner.encoder.depth, ids_BT)
     return pool(hidden_BTD, [len(i.query) for i in items], tuner.pooling)
 
 
@@ -72,24 +79,28 @@ class Terms:
     prompt: Tensor | None
 
 
-def joint_terms(
-    tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem], with_actor: bool = True, with_prompt: bool = True
-) -> Terms:
+def joint_terms(tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem]) -> Terms:
     """Both sums, from one pass through the shared layers. What a term does not need does not run."""
-    taught = [i for i in items if i.target and with_prompt]
-    others = [i for i in items if not (i.target and with_prompt)]
+
+    def read_by_prompt_term(item: JointItem) -> bool:
+        return bool(item.target) and not item.prompt_query and tuner.shares
+
+    taught = [i for i in items if i.target]
+    answered = [i for i in taught if i.completion and read_by_prompt_term(i)]
+    others = [i for i in items if i.completion and not read_by_prompt_term(i)]
     prompt: Tensor | None = None
     pooled: list[Tensor] = []
     if taught:
         nll_B, pooled_BD = prompt_term(tuner, taught)
         prompt = nll_B.sum()
-        pooled.append(pooled_BD)
-    if not with_actor:
-        return Terms(None, prompt)
+        pooled.append(pooled_BD[[b for b, i in enumerate(taught) if i.completion and read_by_prompt_term(i)]])
     if others:
+        answered += others
         pooled.append(encode(tuner, others))
+    if not answered:
+        return Terms(None, prompt)
     factors = tuner.adapters(latent(torch.cat(pooled)))
-    return Terms(actor_term(actor, factors, tuner.scaling, [*taught, *others]).sum(), prompt)
+    return Terms(actor_term(actor, factors, tuner.scaling, answered).sum(), prompt)
 
 
 def joint_loss(terms: Terms, prompt_weight: float, actor_weight: float = 1.0) -> tuple[Tensor, dict[str, float]]:
@@ -100,6 +111,8 @@ def joint_loss(terms: Terms, prompt_weight: float, actor_weight: float = 1.0) ->
     """
     named = {"actor_loss": (actor_weight, terms.actor), "prompt_loss": (prompt_weight, terms.prompt)}
     present = {name: (weight, term) for name, (weight, term) in named.items() if term is not None}
+    if not present:  # no example of this micro-batch is in either sum
+        return torch.zeros((), requires_grad=True), {}
     total = torch.stack([weight * term for weight, term in present.values()]).sum()
     return total, {name: float(term.detach()) for name, (_, term) in present.items()}
 
