@@ -19,6 +19,7 @@ from typing import Any
 
 from cotune.bench import Bench, ignore
 from cotune.config import RunConfig
+from cotune.diagnosis import warnings
 from cotune.engines import engine as make_engine
 from cotune.engines.base import Engine, Sampling
 from cotune.errors import CotuneError, DataError, UsageError
@@ -26,7 +27,7 @@ from cotune.evaluate import evaluate
 from cotune.ledger import Ledger, forward_flops, training_flops
 from cotune.models.base import BaseModel, load, outline
 from cotune.plugins import resolve
-from cotune.record import RunFolder, environment
+from cotune.record import RunFolder, environment, read_rows
 from cotune.strategies import STRATEGIES
 from cotune.strategies.base import Fixed, NoData, Problem, Strategy, Work, Workload
 from cotune.tasks import task as make_task
@@ -231,7 +232,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
             "decoding_digest": digest(asdict(sampling) | {"seed": None}),  # seeds of one strategy are comparable
             "grader_version": GRADER_VERSION,
         },
-        "notes": list(data.report.warnings),
+        "notes": [*data.report.warnings, *warnings(read_rows(folder.path / "events.jsonl"))],
     }
 
 

@@ -93,7 +93,9 @@ class MetaTuned(Tuned):
             "generated_prompts",
             examples=len(examples),
             distinct=len(set(texts)),
+            diversity=len(set(texts)) / max(1, len(texts)),
             fallbacks=texts.count(None),
+            fixed=self.branches.prompt == "fixed",
             mean_tokens=sum(len(row[0].token_ids) for row in rows) / max(1, len(rows)),
         )
         return [self.seed if text is None else replace(self.seed, instruction=text) for text in texts]

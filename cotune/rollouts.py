@@ -76,12 +76,15 @@ def rollouts(
         candidates = [pooled(candidates)] * len(examples)
     chosen = {e.id: text for e, c in zip(examples, candidates, strict=True) if (text := best_prompt(c)) is not None}
     scores = [g.score for g in evaluation.grades]
+    ranges = [max(own) - min(own) for row in candidates if (own := [c.score for c in row])]
     bench.emit(
         "rollouts",
         examples=len(examples),
         prompts=len(tried),
         distinct=len({text for _, text, _ in tried}),
         kept=len(chosen),
+        mean_tokens=sum(tokens for _, _, tokens in tried) / max(1, len(tried)),
+        spread=sum(ranges) / max(1, len(ranges)),
         mean_score=sum(scores) / len(scores) if scores else None,
         best_score=sum(max((c.score for c in row), default=0.0) for row in candidates) / max(1, len(examples)),
     )

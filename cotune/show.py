@@ -13,6 +13,7 @@ from typing import Any
 from cotune.compare.escape import clean, short
 from cotune.compare.runs import read_run
 from cotune.config import resolve
+from cotune.diagnosis import warnings
 from cotune.errors import CotuneError, UsageError
 from cotune.record import read_json, read_rows, run_folders
 from cotune.wording import summary_lines
@@ -21,7 +22,11 @@ EXAMPLES = 10
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
 # What makes a curve: these numbers, and whatever ends in "loss", of any kind of event.
-_CURVES = ("score", "val_score", "best", "mean_score")
+_CURVES = {
+    *("score", "val_score", "best", "mean_score", "spread", "diversity", "mean_tokens"),
+    *("cosine", "actor_gradient", "prompt_gradient", "relative_norm", "effective_rank", "variation"),
+    *("question_length", "solution_length"),
+}
 
 
 def story(path: Path) -> dict[str, Any]:
@@ -44,6 +49,7 @@ def story(path: Path) -> dict[str, Any]:
         "changed": changed(run.config),
         "summary": dict(run.summary) or None,
         "curves": curves(events),
+        "warnings": warnings(events),
         "events": len(events),
         "tuned": tuned,
         "examples": rows[:EXAMPLES],
@@ -108,7 +114,10 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
 def text(told: Mapping[str, Any]) -> str:
     """The story for a terminal, every foreign character made harmless."""
     lines = [f"{told['run']}: {told['status']}" + (f" ({told['reason']})" if told["reason"] else "")]
-    lines += summary_lines(told["summary"]) if told["status"] == "done" else []
+    if told["status"] == "done":
+        lines += summary_lines(told["summary"])  # its notes have the warnings
+    else:
+        lines += [f"  note: {warning}" for warning in told["warnings"]]
     lines += ["", "settings that differ from the defaults"]
     lines += [f"  {key} = {value}" for key, value in told["changed"].items()]
     if told["curves"]:

@@ -21,6 +21,7 @@ RANK = {
     "config": 2,
     "ledger": 2,
     "rewrite": 2,
+    "diagnosis": 3,
     "tasks": 3,
     "record": 3,
     "compare": 4,

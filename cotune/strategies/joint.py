@@ -22,8 +22,9 @@ from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
 from cotune.metatuned import Branch, Branches, MetaTuned
-from cotune.models.lora import target_linears
+from cotune.models.lora import LoraFactors, target_linears
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
+from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
 from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.rollouts import rollouts
 from cotune.strategies.base import NoData, Problem, Work, Workload, fixed
@@ -36,6 +37,8 @@ __all__ = ["Joint", "MetaTuned"]
 # Micro-batches between looks at how the two terms pull on phi_s. A look costs two backward passes, not booked because
 # they measure and change nothing.
 AGREEMENT_EVERY = 10
+LOOKED_AT = 64  # val examples whose adapters and latents are measured at each validation
+PROBED_FROM = 16  # fewer give a probe nothing to go by
 Turn = Literal["both", "adapter", "prompt"]
 
 
@@ -231,6 +234,7 @@ class _Run:
         score = 0.0
         if self._val:
             conditionings = self._tuned.condition(self._val, self._bench)
+            self._look(conditionings)
             task, sampling = self._problem.task, self._problem.sampling
             score = evaluate(task, self._val, conditionings, sampling, self._bench, label="validation").score
         kept = not self._val or self._state.best is None or score > self._state.best
@@ -241,6 +245,25 @@ class _Run:
         self._bench.emit(
             "validation", round=self._state.round, step=step, val_score=score if self._val else None, kept=kept
         )
+
+    def _look(self, conditionings: Sequence[Conditioning]) -> None:
+        """Events on what F makes and what its encoding knows; they measure and change nothing, so are not booked."""
+        tuned, branch = self._tuned, self._settings.adapter_branch
+        if branch == "off":
+            return
+        adapters = [c.adapter for c in conditionings if isinstance(c.adapter, LoraFactors)][:LOOKED_AT]
+        if adapters:
+            norm = weights_norm(self._problem.base.model, list(tuned.shapes))
+            measures = adapter_measures(adapters, norm)
+            self._bench.emit("adapters", examples=len(adapters), fixed=branch == "fixed", **measures)
+        seen = self._val[:LOOKED_AT]
+        if len(seen) >= PROBED_FROM and branch == "per-example":
+            latents = tuned.tuner.latents([self._query_ids(e, branch) for e in seen])
+            features = {
+                "question_length": [float(len(self._problem.task.question_text(e))) for e in seen],
+                "solution_length": [float(len(self._problem.task.reference_completion(e))) for e in seen],
+            }
+            self._bench.emit("probe", examples=len(seen), **probe(latents, features))
 
     def _pairs(self) -> list[_Pair]:
         """D1: worked answers, or M's own completions under p~ that the grader accepts, or both.

@@ -67,6 +67,8 @@ def test_rollouts_keep_what_the_task_prefers_and_try_no_prompt_twice(base: BaseM
             "prompts": 6,
             "distinct": 3,
             "kept": 2,
+            "mean_tokens": pytest.approx(5 / 3),
+            "spread": 1.0,
             "mean_score": pytest.approx(2 / 3),
             "best_score": 1.0,
             "tuning_tokens": lab.ledger.tuning.tokens,

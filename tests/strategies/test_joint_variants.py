@@ -13,6 +13,7 @@ from cotune.metatuned import MetaTuned
 from cotune.models.base import BaseModel, load
 from cotune.models.metatuner.losses import JointItem
 from cotune.rollouts import Candidate, pooled
+from cotune.strategies import joint as joint_module
 from cotune.strategies import load_tuned
 from cotune.strategies.base import Workload
 from tests.strategies.joint_lab import ANSWERS, SEED, Lab, changed, key, saved, scripted, talkative, untrained
@@ -86,6 +87,18 @@ def test_a_fixed_branch_makes_one_for_all_and_reads_no_question(
         assert ("Question:" in writes, "Question:" in reads) == (branch != "prompt_branch", branch == "prompt_branch")
     targets = {i.target for batch in seen[:2] for i in batch if i.target}
     assert len(targets) == 1 if branch == "prompt_branch" else len(targets) > 1
+
+
+def test_each_validation_measures_adapters_and_probes_latents(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_module, "PROBED_FROM", 3)
+    lab = Lab(base)
+    lab.tune()
+    assert len(lab.of("adapters")) == len(lab.of("probe")) == len(lab.of("validation")) == 3
+    for event in lab.of("adapters"):
+        assert event["examples"] == 3 and event["relative_norm"] > 0
+        assert 1 <= event["effective_rank"] <= 2 and 0 < event["variation"] < 1
+    assert set(lab.of("probe")[0]) >= {"question_length", "solution_length"}
+    assert all(0 < e["answered"] <= 1 and 0 <= e["taught"] <= 1 for e in lab.of("step"))
 
 
 def test_prompts_that_serve_several_examples_are_scored_by_their_mean() -> None:

@@ -73,10 +73,12 @@ def encode(tuner: MetaTuner, items: Sequence[JointItem]) -> Tensor:
 
 @dataclass(frozen=True)
 class Terms:
-    """The two sums of the objective over some items; None where a term does not occur."""
+    """The two sums of the objective over some items, and over how many; None where a term does not occur."""
 
     actor: Tensor | None
     prompt: Tensor | None
+    answered: int = 0
+    taught: int = 0
 
 
 def joint_terms(tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem]) -> Terms:
@@ -98,13 +100,14 @@ def joint_terms(tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem]) 
         answered += others
         pooled.append(encode(tuner, others))
     if not answered:
-        return Terms(None, prompt)
+        return Terms(None, prompt, 0, len(taught))
     factors = tuner.adapters(latent(torch.cat(pooled)))
-    return Terms(actor_term(actor, factors, tuner.scaling, answered).sum(), prompt)
+    actor_sum = actor_term(actor, factors, tuner.scaling, answered).sum()
+    return Terms(actor_sum, prompt, len(answered), len(taught))
 
 
 def joint_loss(terms: Terms, prompt_weight: float, actor_weight: float = 1.0) -> tuple[Tensor, dict[str, float]]:
-    """MetaTuner-J: actor_weight * term 1 + prompt_weight * term 2, and each sum by name for the log.
+    """MetaTuner-J: actor_weight * term 1 + prompt_weight * term 2; each sum and its number of examples, for the log.
 
     `prompt_weight` is the paper's alpha, its weight of term 1 is 1. Gradients of term 1 reach phi_s and phi_q, those of
     term 2 phi_s and phi_p.
@@ -114,7 +117,8 @@ def joint_loss(terms: Terms, prompt_weight: float, actor_weight: float = 1.0) ->
     if not present:  # no example of this micro-batch is in either sum
         return torch.zeros((), requires_grad=True), {}
     total = torch.stack([weight * term for weight, term in present.values()]).sum()
-    return total, {name: float(term.detach()) for name, (_, term) in present.items()}
+    counts = {"answered": float(terms.answered), "taught": float(terms.taught)}
+    return total, {name: float(term.detach()) for name, (_, term) in present.items()} | counts
 
 
 def agreement(terms: Terms, shared: Sequence[nn.Parameter]) -> dict[str, float] | None:
