@@ -100,6 +100,7 @@ app.add_typer(data.group, name="data")
 app.command()(data.grade)
 app.command()(data.regrade)
 app.command()(run.predict)
+app.command()(run.export)
 app.command()(run.study)
 
 if __name__ == "__main__":

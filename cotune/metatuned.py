@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -143,6 +144,17 @@ class MetaTuned(Tuned):
         bench.ledger.book(Spent(flops=flops, seconds=time.perf_counter() - began))
         of = {query: None if a.is_zero else a for query, a in zip(distinct, made, strict=True)}
         return [of[query] for query in queries]
+
+    def latents(self, examples: Sequence[Example]) -> torch.Tensor:
+        """h_i of each example as the adapter branch reads it, [B, D]."""
+        queries = [self.query(example, self.branches.adapter) for example in examples]
+        return self.tuner.latents([self.generator.encode(query) for query in queries])
+
+    def adapters_at(self, latents_BD: torch.Tensor) -> list[LoraFactors | None]:
+        """The adapter of each latent; None where the update is zero, or where there is no such branch."""
+        if self.branches.adapter == "off":
+            return [None] * len(latents_BD)
+        return [None if a.is_zero else a for a in self.tuner.adapters_at(latents_BD)]
 
     def query(self, example: Example, branch: Branch) -> str:
         """(p~, x_i) as a branch reads it; p~ alone where it is fixed."""

@@ -142,6 +142,29 @@ def predict(
         emit(nested_text(report))
 
 
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the prompt and the PEFT adapter.")],
+    groups: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Joint runs: one prompt and adapter per group of similar queries.")
+    ] = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run's prompt and adapter for other tools; for a joint run, what that costs in accuracy."""
+    _calm_libraries(quiet)
+    from cotune import export as exports
+    from cotune.progress import listener
+    from cotune.wording import nested_text
+
+    with listener(quiet) as listen, redirect_stdout(sys.stderr):
+        report = exports.export(run, out, groups, listen)
+    if as_json:
+        emit_json(report)
+    else:
+        emit(nested_text(report))
+
+
 def study(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="An experiment (.toml), or a folder of them.")],
     data: Data = None,

@@ -258,7 +258,7 @@ class _Run:
             self._bench.emit("adapters", examples=len(adapters), fixed=branch == "fixed", **measures)
         seen = self._val[:LOOKED_AT]
         if len(seen) >= PROBED_FROM and branch == "per-example":
-            latents = tuned.tuner.latents([self._query_ids(e, branch) for e in seen])
+            latents = tuned.latents(seen)
             features = {
                 "question_length": [float(len(self._problem.task.question_text(e))) for e in seen],
                 "solution_length": [float(len(self._problem.task.reference_completion(e))) for e in seen],

@@ -97,8 +97,13 @@ class MetaTuner:
     @torch.no_grad()
     def generate_adapters(self, queries: Sequence[Sequence[int]]) -> list[LoraFactors]:
         """theta_i of each tokenized rewrite prompt, detached, one adapter per query."""
+        return self.adapters_at(self.latents(queries))
+
+    @torch.no_grad()
+    def adapters_at(self, latents_BD: Tensor) -> list[LoraFactors]:
+        """The parameter decoder's adapter of each latent, detached."""
         adapters = []
-        for latent_BD in torch.split(self.latents(queries), _ROWS):
+        for latent_BD in torch.split(latents_BD, _ROWS):
             factors = self.adapters(latent_BD)
             adapters += [
                 LoraFactors({name: (a[i], b[i]) for name, (a, b) in factors.items()}, self.scaling)
