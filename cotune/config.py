@@ -137,6 +137,11 @@ class JointConfig(Section):
     pooling: Literal["last", "mean"] = Field("last", description="how the encoder's states become h_i")
     layer_embedding: bool = Field(True, description="one decoder for layers of equal shape plus a layer embedding")
     alpha: float = Field(1.0, ge=0, description="weight of the supervised prompt term")
+    prompt_signal: Literal["supervised", "gumbel"] = Field(
+        "supervised",
+        description="gumbel: after the warm-up, term 1 through a relaxed prompt in place of term 2 (paper)",
+    )
+    gumbel_temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of the relaxed prompt's softmax")
     generator_training: Literal["full", "lora"] = Field("lora", description="train G's layers, or LoRA on them")
     generator_rank: Positive = 16
     rollouts: Positive = Field(4, description="prompts sampled per train example at each refresh")
@@ -160,6 +165,9 @@ class JointConfig(Section):
             raise ValueError("prompt_branch and adapter_branch cannot both be off")
         if self.adapter_branch == "off" and self.alpha == 0:
             raise ValueError("without the adapter branch only the prompt term is left, and alpha = 0 takes it away")
+        one_term = "off" not in (self.prompt_branch, self.adapter_branch) and self.variant == "sum"
+        if self.prompt_signal == "gumbel" and not one_term:
+            raise ValueError("prompt_signal = 'gumbel' has one term through both branches: none off, variant 'sum'")
         return self
 
 

@@ -21,10 +21,16 @@ def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
 
 
-def completion_nll(model: nn.Module, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
+def completion_nll(
+    model: nn.Module,
+    contexts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    embeddings_BTD: Tensor | None = None,
+) -> Tensor:
     """nll_B: the mean of -log p(token | all tokens before it) over each row's completion; contexts carry no loss.
 
-    Differentiable in whatever the model's forward is. No context and no completion may be empty.
+    Differentiable in whatever the model's forward is, and in `embeddings_BTD` where these are given in place of the
+    tokens' own. No context and no completion may be empty.
     """
     device = next(model.parameters()).device
     spans = [(len(context) - 1, len(completion)) for context, completion in zip(contexts, completions, strict=True)]
@@ -33,10 +39,9 @@ def completion_nll(model: nn.Module, contexts: Sequence[Sequence[int]], completi
     for row, ((first, length), completion) in enumerate(zip(spans, completions, strict=True)):
         column = positions_P.index(first)  # a row's positions are neighbours in positions_P too
         labels_BP[row, column : column + length] = torch.tensor(completion)
-    logits_BPV = model(
-        input_ids=right_padded([[*c, *y] for c, y in zip(contexts, completions, strict=True)], device),
-        use_cache=False,
-        logits_to_keep=torch.tensor(positions_P, device=device),
-    ).logits
+    read = {"inputs_embeds": embeddings_BTD}
+    if embeddings_BTD is None:
+        read = {"input_ids": right_padded([[*c, *y] for c, y in zip(contexts, completions, strict=True)], device)}
+    logits_BPV = model(**read, use_cache=False, logits_to_keep=torch.tensor(positions_P, device=device)).logits
     nll_BP = functional.cross_entropy(logits_BPV.float().transpose(1, 2), labels_BP.to(device), reduction="none")
     return nll_BP.sum(1) / torch.tensor([length for _, length in spans], device=device)

@@ -21,10 +21,11 @@ from cotune.engines.base import Sampling
 from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
-from cotune.metatuned import Branch, Branches, MetaTuned
+from cotune.metatuned import Branch, Branches, MetaTuned, usable
 from cotune.models.lora import LoraFactors, target_linears
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
+from cotune.models.metatuner.relaxation import Relaxed, same_vocabulary
 from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.rollouts import rollouts
 from cotune.strategies.base import NoData, Problem, Work, Workload, fixed
@@ -40,6 +41,7 @@ AGREEMENT_EVERY = 10
 LOOKED_AT = 64  # val examples whose adapters and latents are measured at each validation
 PROBED_FROM = 16  # fewer give a probe nothing to go by
 Turn = Literal["both", "adapter", "prompt"]
+_HERE = "(here-goes-the-prompt)"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class Joint:
         begin = fixed(start, "joint")
         if begin.adapter is not None:
             raise UsageError("Joint tuning starts from a prompt without an adapter; it generates its own adapters.")
+        if self.settings.prompt_signal == "gumbel" and not same_vocabulary(problem.generator, problem.base):
+            raise UsageError(
+                f"With joint.prompt_signal = 'gumbel' {problem.base.name} reads the token distribution of "
+                f"{problem.generator.name}, so both need one vocabulary. Give a --generator of the same family."
+            )
         tuned = self._untrained(begin.prompt, problem, bench)
         teacher = replace(self.teacher, max_new_tokens=problem.sampling.max_new_tokens, seed=bench.seed_for("teacher"))
         run = _Run(self.settings, teacher, tuned, problem, problem.val[: self.choice_examples], bench)
@@ -221,10 +228,15 @@ class _Run:
         seed = bench.seed_for("rollouts", number)
         sampling = Sampling(s.max_prompt_tokens, temperature=s.rollout_temperature, n=s.rollouts, seed=seed)
         targets: dict[str, str] = {}
-        if s.alpha and s.prompt_branch != "off":
-            targets = rollouts(self._tuned, chosen, sampling, self._problem.sampling, bench)
         prompts: dict[str, str] = {}
-        if number and s.prompt_branch != "off":
+        gumbel = s.prompt_signal == "gumbel" and number > 0
+        if s.alpha and s.prompt_branch != "off" and not gumbel:
+            targets = rollouts(self._tuned, chosen, sampling, self._problem.sampling, bench)
+        if gumbel:
+            one = Sampling(s.max_prompt_tokens, temperature=1.0, seed=seed)
+            sampled = self._tuned.sample_prompts(distinct, one, bench)
+            prompts = {e.id: text for e, row in zip(distinct, sampled, strict=True) if (text := usable(row[0]))}
+        elif number and s.prompt_branch != "off":
             written = self._tuned.greedy_prompts(distinct, bench, frozen=True)
             prompts = {e.id: p.instruction for e, p in zip(distinct, written, strict=True)}
         self._state = replace(self._state, round=number, targets=targets, prompts=prompts)
@@ -304,6 +316,11 @@ class _Run:
         target = "" if turn == "adapter" else self._state.targets.get(example.id, "")
         query = self._query_ids(example, s.adapter_branch)
         prompt_query = self._query_ids(example, s.prompt_branch)
+        if s.prompt_signal == "gumbel" and example.id in self._state.prompts:
+            question, relaxed = self._relaxed(example, self._state.prompts[example.id])
+            return JointItem(
+                query, (), question, pair.completion, prompt_query if prompt_query != query else (), relaxed
+            )
         return JointItem(
             query=query,
             target=self._tuned.generator.encode_answer(target) if target else (),
@@ -311,6 +328,16 @@ class _Run:
             completion=() if turn == "prompt" or s.adapter_branch == "off" else pair.completion,
             prompt_query=prompt_query if prompt_query != query else (),
         )
+
+    def _relaxed(self, example: Example, instruction: str) -> tuple[tuple[int, ...], Relaxed]:
+        """M's question with the prompt as G's tokens in it, so that the two agree token by token."""
+        s, base = self._settings, self._problem.base
+        before, _, behind = base.render(
+            self._problem.task.messages(replace(self._tuned.seed, instruction=_HERE), example)
+        ).partition(_HERE)
+        prompt, start = tuple(self._tuned.generator.encode(instruction)), base.encode(before)
+        seed = self._bench.seed_for("gumbel", self._state.round, example.id)
+        return (*start, *prompt, *base.encode(behind)), Relaxed(prompt, len(start), seed, s.gumbel_temperature)
 
     def _encode_query(self, example: Example, branch: Branch) -> tuple[int, ...]:
         return tuple(self._tuned.generator.encode(self._tuned.query(example, branch)))
@@ -354,11 +381,12 @@ class _Run:
         inside = trained if self._settings.generator_training == "full" else 0
         per_token = training_flops(tuner.prompts.base.parameters_count - inside, trained, 1)
         tokens, flops = 0, 0.0
-        if item.target:
-            tokens += len(item.written_from) + len(item.target)
+        written = len(item.relaxed.prompt) if item.relaxed else len(item.target)
+        if written:
+            tokens += len(item.written_from) + written
             flops += per_token * tokens
         if item.completion:
-            if not (item.target and tuner.shares and not item.prompt_query):
+            if not (written and tuner.shares and not item.prompt_query):
                 tokens += len(item.query)
                 flops += per_token * len(item.query) * tuner.prompts.depth / tuner.prompts.layers
             in_m = len(item.question) + len(item.completion)

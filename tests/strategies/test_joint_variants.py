@@ -16,7 +16,7 @@ from cotune.rollouts import Candidate, pooled
 from cotune.strategies import joint as joint_module
 from cotune.strategies import load_tuned
 from cotune.strategies.base import Workload
-from tests.strategies.joint_lab import ANSWERS, SEED, Lab, changed, key, saved, scripted, talkative, untrained
+from tests.strategies.joint_lab import ANSWERS, SEED, Lab, changed, key, llama, saved, scripted, talkative, untrained
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,28 @@ def test_each_validation_measures_adapters_and_probes_latents(base: BaseModel, m
     assert all(0 < e["answered"] <= 1 and 0 <= e["taught"] <= 1 for e in lab.of("step"))
 
 
+def test_gumbel_has_one_term_through_prompts_sampled_from_g(base: BaseModel, seen: list[list[JointItem]]) -> None:
+    settings = changed(prompt_signal="gumbel", rollouts=8, rollout_examples=8)
+    lab = Lab(base, settings)
+    tuned = lab.tune()
+    warm, later = [i for batch in seen[:2] for i in batch], [i for batch in seen[2:] for i in batch]
+    assert any(i.target for i in warm) and not any(i.relaxed for i in warm)
+    assert len(lab.of("rollouts")) == 1 and not any(i.target for i in later)
+    relaxed = [i for i in later if i.relaxed]
+    assert relaxed
+    for item in relaxed:
+        assert item.relaxed and item.question[item.relaxed.start :][: len(item.relaxed.prompt)] == item.relaxed.prompt
+        assert base.decode(item.question[: item.relaxed.start]) == "system\n"
+    assert moved(tuned, lab) == {"shared", "prompt", "lora"}
+    again = Lab(base, settings)
+    assert key(again.tune(), again) == key(tuned, lab)
+
+
+def test_gumbel_needs_one_vocabulary(base: BaseModel) -> None:
+    with pytest.raises(UsageError, match="both need one vocabulary"):
+        Lab(base, changed(prompt_signal="gumbel"), generator=llama()).tune()
+
+
 def test_prompts_that_serve_several_examples_are_scored_by_their_mean() -> None:
     rows = [[Candidate("a", 2, 1.0), Candidate("b", 1, 0.0)], [Candidate("a", 2, 0.5), Candidate("b", 1, 1.0)]]
     assert pooled(rows) == [Candidate("a", 2, 0.75), Candidate("b", 1, 0.5)]
@@ -127,6 +149,8 @@ def test_the_plan_is_an_upper_bound_for_every_variant(base: BaseModel, changes: 
     ("settings", "reason"),
     [
         ({"prompt_branch": "off", "adapter_branch": "off"}, "cannot both be off"),
+        ({"prompt_signal": "gumbel", "adapter_branch": "off"}, "one term through both branches"),
+        ({"prompt_signal": "gumbel", "variant": "alternating"}, "one term through both branches"),
         ({"adapter_branch": "off", "alpha": 0}, "only the prompt term is left"),
     ],
 )

@@ -21,6 +21,7 @@ from cotune.models.likelihood import completion_nll, right_padded
 from cotune.models.lora import Factors, attached
 from cotune.models.metatuner.encoder import hidden_after, latent, pool, tapped
 from cotune.models.metatuner.generator import MetaTuner
+from cotune.models.metatuner.relaxation import Relaxed, prompt_logits, relaxed_embeddings, straight_through
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class JointItem:
     `query` is (p~, x_i) as the encoder reads it and `target` the prompt that G should write, p_i of D2, with its end of
     turn; empty where term 2 does not count the example. `question` is (prompt_i, x_i) as M reads it and `completion` is
     y_i with its end of turn; empty where term 1 does not count it. `prompt_query` is what G writes from, if that is not
-    `query` (one of the two branches does not see x_i).
+    `query` (one of the two branches does not see x_i). `relaxed` is the prompt inside `question` where term 1 is to
+    reach it (straight-through Gumbel-softmax); such items have no target.
     """
 
     query: tuple[int, ...]
@@ -38,6 +40,7 @@ class JointItem:
     question: tuple[int, ...]
     completion: tuple[int, ...]
     prompt_query: tuple[int, ...] = ()
+    relaxed: Relaxed | None = None
 
     @property
     def written_from(self) -> tuple[int, ...]:
@@ -60,6 +63,24 @@ def prompt_term(tuner: MetaTuner, items: Sequence[JointItem]) -> tuple[Tensor, T
     with tuner.prompts.trainable(), tapped(base.model, tuner.prompts.depth) as caught:
         nll_B = completion_nll(base.model, queries, [i.target for i in items])
     return nll_B, pool(caught[0], [len(query) for query in queries], tuner.pooling)
+
+
+def relaxed_term(tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem]) -> Tensor:
+    """Term 1 of each item, nll_B, differentiable in phi_s and phi_p through the prompt too (all items `relaxed`)."""
+    base, queries = tuner.prompts.base, [i.written_from for i in items]
+    relaxed = [i.relaxed for i in items if i.relaxed]
+    with tuner.prompts.trainable(), tapped(base.model, tuner.prompts.depth) as caught:
+        logits = prompt_logits(base.model, queries, [r.prompt for r in relaxed])
+    if tuner.shares and not any(i.prompt_query for i in items):
+        pooled_BD = pool(caught[0], [len(query) for query in queries], tuner.pooling)
+    else:
+        pooled_BD = encode(tuner, items)
+    one_hots = [straight_through(logits_PV, r) for logits_PV, r in zip(logits, relaxed, strict=True)]
+    rows = [(*i.question, *i.completion) for i in items]
+    embeddings_BTD = relaxed_embeddings(actor.model, rows, relaxed, one_hots)
+    with attached(actor.model, tuner.adapters(latent(pooled_BD)), tuner.scaling):
+        questions, completions = [i.question for i in items], [i.completion for i in items]
+        return completion_nll(actor.model, questions, completions, embeddings_BTD)
 
 
 def encode(tuner: MetaTuner, items: Sequence[JointItem]) -> Tensor:
@@ -89,7 +110,8 @@ def joint_terms(tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem]) 
 
     taught = [i for i in items if i.target]
     answered = [i for i in taught if i.completion and read_by_prompt_term(i)]
-    others = [i for i in items if i.completion and not read_by_prompt_term(i)]
+    others = [i for i in items if i.completion and not read_by_prompt_term(i) and not i.relaxed]
+    relaxed = [i for i in items if i.completion and i.relaxed]
     prompt: Tensor | None = None
     pooled: list[Tensor] = []
     if taught:
@@ -99,11 +121,13 @@ def joint_terms(tuner: MetaTuner, actor: BaseModel, items: Sequence[JointItem]) 
     if others:
         answered += others
         pooled.append(encode(tuner, others))
-    if not answered:
-        return Terms(None, prompt, 0, len(taught))
-    factors = tuner.adapters(latent(torch.cat(pooled)))
-    actor_sum = actor_term(actor, factors, tuner.scaling, answered).sum()
-    return Terms(actor_sum, prompt, len(answered), len(taught))
+    sums: list[Tensor] = []
+    if answered:
+        factors = tuner.adapters(latent(torch.cat(pooled)))
+        sums.append(actor_term(actor, factors, tuner.scaling, answered).sum())
+    if relaxed:
+        sums.append(relaxed_term(tuner, actor, relaxed).sum())
+    return Terms(torch.stack(sums).sum() if sums else None, prompt, len(answered) + len(relaxed), len(taught))
 
 
 def joint_loss(terms: Terms, prompt_weight: float, actor_weight: float = 1.0) -> tuple[Tensor, dict[str, float]]:
