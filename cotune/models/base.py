@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -230,15 +230,15 @@ def _locate(name: str, weights: bool = True) -> tuple[str, str | None, Path]:
 
 def _download(repository: str, revision: str | None, weights: bool) -> tuple[str, Path]:
     """(commit, folder) of a hub snapshot, from the cache when the files are there."""
+    fetch = partial(
+        snapshot_download,
+        repository,
+        revision=revision,
+        allow_patterns=[*(_WEIGHT_FILES if weights else ()), *_OTHER_FILES],
+        ignore_patterns=_NOT_OURS,
+    )
     try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=[*(_WEIGHT_FILES if weights else ()), *_OTHER_FILES],
-                ignore_patterns=_NOT_OURS,
-            )
-        )
+        folder = Path(fetch())
     except GatedRepoError as error:
         raise UsageError(
             f"{repository} is gated: accept its licence on its hub page, then run `hf auth login`."
@@ -250,12 +250,15 @@ def _download(repository: str, revision: str | None, weights: bool) -> tuple[str
     except RepositoryNotFoundError as error:
         raise UsageError(f"The hub has no model {repository!r} (or it is private: `hf auth login`).") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        at = f" --revision {revision}" if revision else ""
-        raise UsageError(
-            f"{repository} is not in the local cache and the hub cannot be reached. On a machine with a connection run "
-            f"`hf download {repository}{at} --local-dir FOLDER`, copy FOLDER here and give its path as the model; or "
-            "use --model tiny, which is packaged."
-        ) from error
+        try:  # a cached commit whose list of files is not cached: hub 1.x asks the network for it all the same
+            folder = Path(fetch(local_files_only=True))
+        except LocalEntryNotFoundError:
+            at = f" --revision {revision}" if revision else ""
+            raise UsageError(
+                f"{repository} is not in the local cache and the hub cannot be reached. On a machine with a connection "
+                f"run `hf download {repository}{at} --local-dir FOLDER`, copy FOLDER here and give its path as the "
+                "model; or use --model tiny, which is packaged."
+            ) from error
     return folder.name, folder
 
 
