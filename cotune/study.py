@@ -115,6 +115,35 @@ def run_all(
     return [rows[experiment] for experiment in planned]
 
 
+def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
+    """What each run that is not finished would cost at most, and all together; nothing runs, no weights are loaded.
+
+    An experiment that cannot be planned is a row with status "failed" and its reason.
+    """
+    from cotune import experiment as composition
+
+    rows: list[dict[str, Any]] = []
+    total = {f"{account}_{unit}": 0.0 for account in ("tuning", "measuring") for unit in ("tokens", "flops")}
+    for experiment in planned:
+        cost = dict.fromkeys(total, 0.0)
+        status, reason = "planned", experiment.reason or None
+        if experiment.config is None:
+            status = "failed"
+        elif finished(experiment, out):
+            status = "finished"
+        else:
+            try:
+                plan = composition.plan(experiment.config)
+                cost = {key: plan[f"{key.split('_')[0]}_at_most"][key.split("_")[1]] for key in total}
+            except CotuneError as error:
+                status, reason = "failed", str(error)
+        row = row_of(experiment, {"status": status})
+        rows.append({key: row[key] for key in ("experiment", "run", "task", "model", "strategy", "seed")} | cost)
+        rows[-1] |= {"status": status, "reason": reason}
+        total = {key: total[key] + cost[key] for key in total}
+    return {"runs": rows, "total": total, "failed": sum(row["status"] == "failed" for row in rows)}
+
+
 def _in_workers(
     todo: Sequence[Experiment],
     out: Path,

@@ -52,6 +52,23 @@ def study_line(row: Mapping[str, Any]) -> str:
     return line + (" (was finished before)" if row["skipped"] else f" ({row['seconds']:.0f} s)")
 
 
+def study_plan_text(costs: Mapping[str, Any]) -> str:
+    """What each run of a study would cost at most, and the sum."""
+    lines = []
+    for row in costs["runs"]:
+        what = f"{row['task']} {row['strategy']} {row['model']} seed {row['seed']}" if row["run"] else row["experiment"]
+        ending = f": {row['reason']}" if row["reason"] else ""
+        lines.append(f"{row['status']:<8} {what}" + (f": {_cost(row)}" if row["status"] == "planned" else ending))
+    return _lines([*lines, f"at most, all together: {_cost(costs['total'])}"])
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{account} {row[f'{account}_tokens']:,.0f} tokens {row[f'{account}_flops']:.3g} FLOPs"
+        for account in ("tuning", "measuring")
+    )
+
+
 def nested_text(value: Mapping[str, Any]) -> str:
     """Any report as indented `name: value` lines, by the names that --json and --set use."""
     return _lines(_nested(value, 0))

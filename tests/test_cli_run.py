@@ -133,6 +133,25 @@ def test_predict_answers_new_rows(done: Path, tmp_path: Path) -> None:
     assert "cannot be written" in wrong.stderr
 
 
+def test_a_study_is_planned_before_it_is_run(tmp_path: Path, random_model_dir: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(
+        f'model = "{random_model_dir}"\ntask = "micro-gsm8k"\nstrategy = ["zero-shot", "lora-only"]\nlimit_train = 4\n'
+        "limit_val = 4\nlimit_test = 4\n[decoding]\nmax_new_tokens = 4\n"
+    )
+    planned = cotune("study", file, "--plan", "--out", tmp_path / "out", "--json")
+    assert planned.exit_code == 0, planned.output
+    report = json.loads(planned.stdout)
+    zero, lora = report["runs"]
+    assert (zero["status"], zero["tuning_tokens"], lora["strategy"]) == ("planned", 0, "lora-only")
+    assert lora["tuning_flops"] > 0 and lora["measuring_tokens"] == zero["measuring_tokens"] > 0
+    assert report["total"]["measuring_tokens"] == 2 * zero["measuring_tokens"]
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "y.toml").write_text("nonsense = 1\n")
+    wrong = cotune("study", tmp_path / "y.toml", "--plan")
+    assert wrong.exit_code == 2 and "failed" in wrong.stdout and "at most, all together" in wrong.stdout
+
+
 def test_study_runs_what_is_not_finished(tmp_path: Path, random_model_dir: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text(

@@ -171,17 +171,28 @@ def study(
     sets: Set = None,
     out: Out = Path("results"),
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what every run would cost at most; run nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run every experiment that has no finished run, and go on after a failed one."""
     from cotune import study as studies
     from cotune.config import merged, parse_set
-    from cotune.wording import study_line
+    from cotune.wording import study_line, study_plan_text
 
     overrides = merged(parse_set(sets or []), {"data": data} if data else {})
     planned = studies.experiments(path, overrides)
     _calm_libraries(quiet)
+    if plan:
+        with redirect_stdout(sys.stderr):
+            costs = studies.plan_all(planned, out)
+        if as_json:
+            emit_json(costs)
+        else:
+            emit(study_plan_text(costs))
+        if costs["failed"]:
+            raise typer.Exit(2)
+        return
     told = 0
 
     def report(row: dict[str, Any]) -> None:
