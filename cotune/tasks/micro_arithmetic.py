@@ -15,7 +15,7 @@ from cotune.tasks.micro_names import ITEMS, PEOPLE, choose_kind
 # Share of each kind by difficulty. 0 is the tiny model's pretraining mixture (some kinds common, some rare, some
 # absent), 1 the benchmark, 2 a harder one. "bulk" and "product" (two-digit products) stay hard for a tiny model.
 WORD_MIX: tuple[Mapping[str, float], ...] = (
-    {"one": 0.12, "two": 0.36, "three": 0.38, "times": 0.10, "four": 0.04},
+    {"one": 0.24, "two": 0.32, "three": 0.32, "times": 0.08, "four": 0.04},
     {"one": 0.18, "two": 0.18, "three": 0.22, "four": 0.14, "times": 0.14, "share": 0.08, "bulk": 0.06},
     {"three": 0.15, "four": 0.30, "times": 0.20, "share": 0.20, "bulk": 0.15},
 )

@@ -7,27 +7,39 @@ benchmark adds are absent. Knows nothing of tensors or training.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cotune.models.tiny.instructions import FAMILIES, FORMS, any_instruction, rewrite_wording, wording
 from cotune.rewrite import REWRITE_INSTRUCTION, rewrite_messages
 from cotune.tasks import micro
 from cotune.tasks.micro_arithmetic import Equation, WordProblem
-from cotune.tasks.micro_names import INSTRUMENTS, ITEMS, JOBS, PEOPLE, PLACES, THINGS, TITLES
+from cotune.tasks.micro_names import INSTRUMENTS, ITEMS, JOBS, PEOPLE, PLACES, THINGS, TITLES, TOWNS
 from cotune.tasks.micro_stories import HopQuestion, Narrative
 from cotune.values import Example
 
 Chat = list[dict[str, str]]
 Problem = WordProblem | Equation | HopQuestion | Narrative
 
-MIXTURE = {"gsm8k": 0.20, "math": 0.15, "hotpotqa": 0.18, "cosmosqa": 0.18, "rewrite": 0.07, "recall": 0.22}
+# What is read, by name: shares of kinds of chats. Copies and drills come first and never stop: alone, each is forgotten
+# within a few hundred steps of something else, and is of no use to what comes after it.
+MIXTURES: Mapping[str, dict[str, float]] = {
+    "reading": {"copy": 0.30, "drill": 0.30, "gsm8k": 0.12, "math": 0.08, "hotpotqa": 0.10, "cosmosqa": 0.10},
+    "mixture": {
+        "copy": 0.04, "drill": 0.10, "rewrite": 0.07,
+        "gsm8k": 0.22, "math": 0.16, "hotpotqa": 0.20, "cosmosqa": 0.21,
+    },
+    "finish": {
+        "letter": 0.25, "copy": 0.02, "drill": 0.05, "rewrite": 0.06,
+        "gsm8k": 0.18, "math": 0.12, "hotpotqa": 0.14, "cosmosqa": 0.18,
+    },
+}  # fmt: skip
 # How often each way of reasoning is asked for; "vague" instructions ask for none in particular.
-ASKED = {"none": 0.10, "steps": 0.34, "brief": 0.20, "after": 0.08, "restate": 0.06, "vague": 0.22}
+ASKED = {"none": 0.12, "steps": 0.32, "brief": 0.20, "after": 0.07, "restate": 0.05, "vague": 0.24}
 # What a vague instruction gets: mostly the bare answer, so that a better prompt has something to win.
 VAGUE = {"none": 0.90, "steps": 0.04, "brief": 0.03, "after": 0.02, "restate": 0.01}
 DEMONSTRATIONS = 0.06  # share of chats that show worked examples before the question
+DIRECT = 0.5  # the same for bare answers to arithmetic: few tokens each, so they need many to be practised at all
 
 
 @dataclass(frozen=True)
@@ -72,12 +84,16 @@ def final(item: Item, form: str) -> str:
     answer = item.example.reference
     if item.family == "cosmosqa" and form == "text":
         return item.example.choices["ABCD".index(answer)]
-    return {
-        "mark": f"#### {answer}",
-        "boxed": f"The answer is $\\boxed{{{answer}}}$." if item.family == "math" else f"\\boxed{{{answer}}}",
-        "sentence": f"The answer is {answer}.",
-        "answer": f"Answer: {answer}",
-    }.get(form, answer)
+    if form == "mark":
+        return f"#### {answer}"
+    if form == "boxed":
+        return f"The answer is $\\boxed{{{answer}}}$." if item.family == "math" else f"\\boxed{{{answer}}}"
+    return plain(answer, form)
+
+
+def plain(answer: str, form: str) -> str:
+    """An answer in one of the forms that all families share."""
+    return {"sentence": f"The answer is {answer}.", "answer": f"Answer: {answer}"}.get(form, answer)
 
 
 def completion(item: Item, reasoning: str, form: str) -> str:
@@ -104,7 +120,8 @@ def answered(rng: random.Random, family: str, source: Iterator[Item]) -> Chat:
     default = FORMS[family][0]
     form = default if rng.random() < 0.5 else rng.choice(FORMS[family])
     says_form = form != default or rng.random() < 0.5
-    shots = rng.randint(1, 3 if family in ("gsm8k", "math") else 1) if rng.random() < DEMONSTRATIONS else 0
+    arithmetic = family in ("gsm8k", "math")
+    shots = rng.randint(1, 3 if arithmetic else 1) if rng.random() < DEMONSTRATIONS else 0
     if asked == "vague":
         # demonstrations settle what a vague instruction leaves open
         reasoning = rng.choice(list(VAGUE)) if shots else _draw(rng, VAGUE)
@@ -115,6 +132,8 @@ def answered(rng: random.Random, family: str, source: Iterator[Item]) -> Chat:
     else:
         reasoning = asked
         instruction = wording(rng, family, reasoning, form if says_form else None)
+    if reasoning == "none" and arithmetic and rng.random() < DIRECT:
+        shots = rng.randint(2, 5)
     task = FAMILIES[family]()
     chat = [{"role": "system", "content": instruction}]
     for _ in range(shots + 1):
@@ -139,70 +158,111 @@ _LOOK_UP = (
     "Say what the text says.",
     "Copy from the text.",
 )
-_LOOKUPS = 8  # at most, per chat
+_WORDS = (*ITEMS, *JOBS, *INSTRUMENTS, *TITLES, *PLACES, *THINGS, *(name for name, _, _ in PEOPLE))
+_NAMES = tuple(name for name, _, _ in PEOPLE)
+# Sentences alike but for who and what: (pattern, whos, whats). In some the two are neighbours: from these, looking up
+# across more words is learned.
+_FACTS = (
+    ("{} {}.", _NAMES, (*TOWNS, *JOBS, *THINGS)),
+    ("{}: {}.", _NAMES, (*TOWNS, *JOBS, *THINGS)),
+    ("{} has {}.", _NAMES, ITEMS),
+    ("{} lives in {}.", _NAMES, TOWNS),
+    ("{} is from {}.", _NAMES, TOWNS),
+    ("{} works as a {}.", _NAMES, JOBS),
+    ("{} plays the {}.", _NAMES, INSTRUMENTS),
+    ("{} is {}.", TITLES, _NAMES),
+    ("The director of {} is {}.", TITLES, _NAMES),
+    ("The {} is in the {}.", THINGS, PLACES),
+)  # fmt: skip
+_LISTED = ("{}. {}", "{}. {}", "{}: {}", "{} {}")
+Table = Mapping[str, str]
 
 
-def recalled(rng: random.Random, family: str, source: Iterator[HopQuestion | Narrative]) -> Chat:
-    """Several short look-ups in one text: without so many, a small model does not learn to read what it is given."""
-    problem = next(source)
-    task = FAMILIES[family]()
-    text = task.question_text(task.parse(micro.row_of(problem, 0), "0"))
-    pairs = lookups(problem)
+def looked_up(rng: random.Random, text: str, tables: Mapping[str, Table]) -> Chat:
+    """Look-ups in one text, several at a time: without so many, a small model does not learn to read."""
     chat = [{"role": "system", "content": rng.choice(_LOOK_UP)}]
-    for number, (ask, answer) in enumerate(rng.sample(pairs, min(_LOOKUPS, len(pairs)))):
+    for number in range(rng.randint(1, 3)):
+        kind = rng.choice(list(tables))
+        table = tables[kind]
+        keys = rng.sample(list(table), rng.randint(1, len(table)))
+        ask = f"{kind}: {', '.join(keys)}"
         chat.append({"role": "user", "content": ask if number else f"{text}\n\n{ask}"})
-        chat.append({"role": "assistant", "content": answer})
+        chat.append({"role": "assistant", "content": "\n".join(table[key] for key in keys)})
     return chat
 
 
-def lookups(problem: HopQuestion | Narrative) -> list[tuple[str, str]]:
-    """(what is asked, what the text says): all about a title or a person, how a sentence ends, letters of choices."""
-    pairs: list[tuple[str, str]] = []
-    if isinstance(problem, HopQuestion):
-        parts = {title: " ".join(sentences) for title, sentences in problem.paragraphs}
-        sentences = [s for _, inside in problem.paragraphs for s in inside]
-    else:
-        sentences = [f"{s.strip('.')}." for s in problem.context.split(". ")]
-        firsts = [s.split()[0] for s in sentences]
-        parts = {first: s for first, s in zip(firsts, sentences, strict=True) if firsts.count(first) == 1}
-        for letter, choice in zip("ABCD", problem.choices, strict=True):
-            pairs += [(f"Letter: {choice}", letter), (f"Choice: {letter}", choice)]
-    pairs += [(f"Quote: {key}", text) for key, text in parts.items()]
-    for sentence in sentences:
-        beginning, _, end = sentence.rpartition(" ")
-        if sum(s.startswith(beginning) for s in sentences) == 1:
-            pairs.append((f"Complete: {beginning}", end))
-    return pairs
-
-
-def chats(seed: int) -> Iterator[Chat]:
-    """The endless pretraining mixture; each chat ends with an assistant turn."""
-    rng = random.Random(f"corpus/{seed}")
-    sources = {family: items(family, seed) for family in FAMILIES}
-    texts: dict[str, Iterator[Any]] = {
-        "hotpotqa": micro.hop_questions("train", seed + 1, 0, repeat=True),
-        "cosmosqa": micro.narratives("train", seed + 1, 0, repeat=True),
-    }
+def drills(seed: int) -> Iterator[Chat]:
+    """Look-ups in lettered lists of random words, in like sentences, in the texts of two-hop questions and stories."""
+    rng = random.Random(f"drills/{seed}")
+    hops = micro.hop_questions("train", seed, 0, repeat=True)
+    stories = micro.narratives("train", seed, 0, repeat=True)
     while True:
-        family = _draw(rng, MIXTURE)
-        if family == "rewrite":
-            family = rng.choice(list(FAMILIES))
-            yield rewritten(rng, family, sources[family])
-        elif family == "recall":
-            family = rng.choice(list(texts))
-            yield recalled(rng, family, texts[family])
+        kind = rng.choice(("list", "facts", "facts", "hops", "story"))
+        if kind == "list":
+            words = rng.sample(_WORDS, rng.randint(3, 6))
+            listed = rng.choice(_LISTED)
+            text = "\n".join(listed.format(letter, word) for letter, word in zip("ABCDEF", words, strict=False))
+            yield looked_up(rng, text, choice_tables(words))
+        elif kind == "facts":
+            pattern, whos, whats = rng.choice(_FACTS)
+            count = rng.randint(3, 8)
+            facts = {
+                who: pattern.format(who, what)
+                for who, what in zip(rng.sample(whos, count), rng.sample(whats, count), strict=True)
+            }
+            yield looked_up(rng, " ".join(facts.values()), {"Quote": facts})
+        elif kind == "hops":
+            hop = next(hops)
+            text = _question_text("hotpotqa", hop)
+            yield looked_up(rng, text, {"Quote": {title: " ".join(inside) for title, inside in hop.paragraphs}})
         else:
-            yield answered(rng, family, sources[family])
+            story = next(stories)
+            sentences = [f"{s.strip('.')}." for s in story.context.split(". ")]
+            firsts = [s.split()[0] for s in sentences]
+            quotes = {first: s for first, s in zip(firsts, sentences, strict=True) if firsts.count(first) == 1}
+            tables = choice_tables(story.choices) | ({"Quote": quotes} if quotes else {})
+            yield looked_up(rng, _question_text("cosmosqa", story), tables)
 
 
-_WORDS = (*ITEMS, *JOBS, *INSTRUMENTS, *TITLES, *PLACES, *THINGS, *(name for name, _, _ in PEOPLE))
+def _question_text(family: str, problem: HopQuestion | Narrative) -> str:
+    task = FAMILIES[family]()
+    return task.question_text(task.parse(micro.row_of(problem, 0), "0"))
+
+
+def choice_tables(choices: Sequence[str]) -> dict[str, Table]:
+    """From the words of a choice to its letter and back; what was asked for is said again."""
+    pairs = list(zip("ABCDEF", choices, strict=False))
+    return {
+        "Letter": {choice: f"{choice}: {letter}" for letter, choice in pairs},
+        "Choice": {letter: f"{letter}: {choice}" for letter, choice in pairs},
+    }
+
+
+def letters(seed: int) -> Iterator[Chat]:
+    """From the words of a choice to its letter, as the completions of cosmosqa write it."""
+    rng = random.Random(f"letters/{seed}")
+    while True:
+        form = rng.choice(("answer", "letter", "sentence"))
+        words = rng.sample(_WORDS, 4)
+        text = "\n".join(f"{letter}. {word}" for letter, word in zip("ABCD", words, strict=True))
+        chat = [{"role": "system", "content": wording(rng, "cosmosqa", "brief", form)}]
+        for number, word in enumerate(rng.sample(words, 4)):
+            ask = f"Choice: {word}"
+            answer = plain("ABCD"[words.index(word)], form)
+            chat.append({"role": "user", "content": ask if number else f"{text}\n\n{ask}"})
+            chat.append({"role": "assistant", "content": f"{ask}\n{answer}"})
+        yield chat
 
 
 def copies(seed: int) -> Iterator[Chat]:
-    """Random words to be repeated: dense practice in finding where one is in a text and what comes next."""
+    """Random words to be repeated: dense practice in finding where one is in a text and what comes next.
+
+    Where the words are few, the one before does not tell which comes next.
+    """
     rng = random.Random(f"copies/{seed}")
     while True:
-        text = " " + " ".join(rng.choice(_WORDS) for _ in range(rng.randint(10, 40)))
+        words = rng.sample(_WORDS, rng.choice((8, 30, len(_WORDS), len(_WORDS))))
+        text = " " + " ".join(rng.choice(words) for _ in range(rng.randint(10, 40)))
         yield [
             {"role": "system", "content": "Repeat the text."},
             {"role": "user", "content": text},
@@ -210,4 +270,17 @@ def copies(seed: int) -> Iterator[Chat]:
         ]
 
 
-CHATS: dict[str, Callable[[int], Iterator[Chat]]] = {"mixture": chats, "copies": copies}
+def chats(name: str, seed: int) -> Iterator[Chat]:
+    """The endless mixture of that name; each chat ends with an assistant turn."""
+    rng = random.Random(f"corpus/{name}/{seed}")
+    sources = {family: items(family, seed) for family in FAMILIES}
+    others = {"copy": copies(seed), "drill": drills(seed), "letter": letters(seed)}
+    while True:
+        kind = _draw(rng, MIXTURES[name])
+        if kind in others:
+            yield next(others[kind])
+        elif kind == "rewrite":
+            family = rng.choice(list(FAMILIES))
+            yield rewritten(rng, family, sources[family])
+        else:
+            yield answered(rng, kind, sources[kind])

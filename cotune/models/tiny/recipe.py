@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 import time
@@ -25,54 +24,62 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from cotune.models.tiny.corpus import CHATS, Chat
+from cotune.models.tiny.corpus import Chat, chats
 from cotune.models.tiny.tokenizer import CONTEXT, train_tokenizer
 
 
 @dataclass(frozen=True)
-class Phase:
-    """One cosine cycle of the learning rate over so many `tokens` (prompts included), up to `peak` times the peak.
+class Cycle:
+    """One rise and fall of the learning rate, with fresh optimizers; at its end the weights are rounded to `store`.
 
-    `chats` is "mixture" or "copies" (corpus.py).
+    `lessons` are read in order: a name of corpus.MIXTURES, and so many tokens of it (prompts included).
     """
 
-    chats: str
-    tokens: int
-    peak: float = 1.0
+    learning_rate: float
+    lessons: tuple[tuple[str, int], ...]
+    warmup: int = 200_000  # tokens
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for _, tokens in self.lessons)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings. Each phase reads chats of its own."""
+    """All settings."""
 
     hidden_size: int
     layers: int
     heads: int
     kv_heads: int
     intermediate_size: int
-    learning_rate: float
-    phases: tuple[Phase, ...]
+    cycles: tuple[Cycle, ...]
     store: str = "float32"  # dtype of the saved weights
     autocast: bool = False  # matrix products in bfloat16; weights and optimizer state stay float32
     vocab_size: int = 1024
     tokenizer_chats: int = 20_000
     tokens_per_batch: int = 2048
     max_chat_tokens: int = 640
-    warmup: float = 0.03  # share of the training
-    final_learning_rate: float = 0.05  # share of the peak
     weight_decay: float = 0.05
     prompt_loss: float = 0.05  # weight of the tokens outside of assistant turns
     seed: int = 0
 
 
-_COPIES = Phase("copies", 1_000_000)  # without these neither size learned to look things up in its context
+ROPE_THETA = 10_000.0
 RECIPES = {
     "tiny": Recipe(
-        128, 4, 4, 2, 384, learning_rate=3e-3,
-        phases=(Phase("mixture", 8_000_000), _COPIES, Phase("mixture", 7_000_000, peak=0.7)),
+        128, 4, 4, 2, 384,
+        cycles=(
+            Cycle(3e-3, (("reading", 2_500_000), ("mixture", 8_500_000))),
+            Cycle(1.2e-3, (("finish", 3_000_000),)),
+        ),
     ),
     "tiny-4m": Recipe(
-        192, 8, 6, 2, 576, learning_rate=2e-3, phases=(_COPIES, Phase("mixture", 2_600_000)),
+        256, 5, 4, 2, 704,
+        cycles=(
+            Cycle(2e-3, (("reading", 1_400_000), ("mixture", 2_900_000))),
+            Cycle(1e-3, (("finish", 900_000),)),
+        ),
         store="bfloat16", autocast=True,
     ),
 }  # fmt: skip
@@ -113,13 +120,22 @@ def batches(
             yield ids, weights
 
 
-def learning_rate(recipe: Recipe, done: float) -> float:
-    """Linear warm-up, then a cosine to a small share of the peak; `done` is the share of tokens read."""
-    if done < recipe.warmup:
-        return recipe.learning_rate * done / recipe.warmup
-    low = recipe.final_learning_rate
-    cosine = 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
-    return recipe.learning_rate * (low + (1 - low) * cosine)
+def learning_rate(cycle: Cycle, read: int) -> float:
+    """Linear up over the warm-up, then linear down to zero; `read` counts tokens of this cycle."""
+    left = (cycle.tokens - read) / (cycle.tokens - cycle.warmup)
+    return cycle.learning_rate * max(0.0, min(read / cycle.warmup, left))
+
+
+def reading(recipe: Recipe, number: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of all lessons of cycle `number`, in order."""
+    before = sum(len(cycle.lessons) for cycle in recipe.cycles[:number])
+    for lesson, (name, tokens) in enumerate(recipe.cycles[number].lessons, start=before):
+        read = 0
+        for ids, weights in batches(tokenizer, recipe, chats(name, recipe.seed + lesson), recipe.seed):
+            yield ids, weights
+            read += int((weights > 0).sum())
+            if read >= tokens:
+                break
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -132,21 +148,40 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Any:
         num_key_value_heads=recipe.kv_heads,
         intermediate_size=recipe.intermediate_size,
         max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    look_back(model.model.layers[0].self_attn, ROPE_THETA)
+    return model
+
+
+@torch.no_grad()
+def look_back(attention: Any, theta: float, strength: float = 5.0) -> None:
+    """Let head h of a layer begin by attending h + 1 tokens back, whatever the tokens are.
+
+    Rotary attention of the biases alone scores distance n as the sum over frequencies of cos((n - h - 1) frequency),
+    which is largest at n = h + 1. Without this start, finding "the town of X is" among like sentences took more tokens
+    than we could spend: it needs both who was named some words back and a match on it, and neither helps alone.
+    """
+    size = attention.head_dim
+    frequencies = theta ** -(torch.arange(size // 2) * 2 / size)
+    keys, queries = attention.k_proj.bias.view(-1, size), attention.q_proj.bias.view(-1, size)
+    keys[:, : size // 2] = strength
+    for head, query in enumerate(queries):
+        angle = (head + 1) * frequencies
+        query.copy_(strength * torch.cat([angle.cos(), -angle.sin()]))
 
 
 def train(model: Any, recipe: Recipe, number: int, tokenizer: PreTrainedTokenizerFast, out: Path) -> float:
-    """One phase of training; the mean assistant-token loss over the last 5% of its tokens.
+    """One cycle; the mean assistant-token loss over the last 5% of its tokens.
 
     Every 500 steps the model as it stands is written to `out`, so that an interrupted run leaves something to look at.
     """
-    phase, seed = recipe.phases[number], recipe.seed + 1000 * number
-    source = batches(tokenizer, recipe, CHATS[phase.chats](seed), seed)
+    cycle = recipe.cycles[number]
     # Muon for the matrices of the layers reaches a given loss in fewer tokens than AdamW alone; AdamW for the rest.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
@@ -157,13 +192,10 @@ def train(model: Any, recipe: Recipe, number: int, tokenizer: PreTrainedTokenize
     read, started = 0, time.monotonic()
     recent: list[float] = []
     last: list[float] = []
-    for step, (ids, weights) in enumerate(source, start=1):
-        done = read / phase.tokens
-        if done >= 1:
-            break
+    for step, (ids, weights) in enumerate(reading(recipe, number, tokenizer), start=1):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = phase.peak * learning_rate(recipe, done)
+                group["lr"] = learning_rate(cycle, read)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # causal: padding on the right needs no mask
         losses = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -175,7 +207,7 @@ def train(model: Any, recipe: Recipe, number: int, tokenizer: PreTrainedTokenize
             optimizer.step()
         model.zero_grad()
         recent.append(losses.detach()[targets == 1.0].mean().item())
-        if done > 0.95:
+        if read > 0.95 * cycle.tokens:
             last.append(recent[-1])
         read += int((weights > 0).sum())
         if step % 200 == 0:
@@ -199,23 +231,28 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path, dtype: str =
 
 
 def make(recipe: Recipe, out: Path, begun: Path | None = None) -> None:
-    """Train from nothing, or go on from the folder `begun`; write a Hugging Face model folder plus recipe.json."""
-    texts = [m["content"] for chat in islice(CHATS["mixture"](recipe.seed + 1), recipe.tokenizer_chats) for m in chat]
+    """Train from nothing and write a Hugging Face model folder plus recipe.json.
+
+    `begun` is a folder in which the first cycles are done: the result is the same, because a cycle takes nothing from
+    the one before it but the stored weights.
+    """
+    texts = [m["content"] for chat in islice(chats("mixture", recipe.seed + 9), recipe.tokenizer_chats) for m in chat]
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
-    first, minutes, model = 0, 0.0, make_model(recipe, tokenizer)
+    model = make_model(recipe, tokenizer)
+    first, minutes = 0, 0.0
     if begun is not None:
         notes = json.loads((begun / "recipe.json").read_text())
-        first, minutes = notes["phases_done"], notes["minutes"]
+        first, minutes = notes["cycles_done"], notes["minutes"]
         model = AutoModelForCausalLM.from_pretrained(begun, dtype=torch.float32)
-    for number in range(first, len(recipe.phases)):
+    for number in range(first, len(recipe.cycles)):
         started = time.monotonic()
         loss = train(model, recipe, number, tokenizer, out)
         minutes += (time.monotonic() - started) / 60
-        last = number + 1 == len(recipe.phases)
-        save(model, tokenizer, out, recipe.store if last else "float32")
+        save(model, tokenizer, out, recipe.store)
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         notes = {
             "recipe": asdict(recipe),
-            "phases_done": number + 1,
+            "cycles_done": number + 1,
             "parameters": sum(p.numel() for p in model.parameters()),
             "final_loss": round(loss, 4),
             "minutes": round(minutes, 1),
@@ -229,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make a tiny model from nothing.")
     parser.add_argument("--size", choices=sorted(RECIPES), default="tiny")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--begun", type=Path, help="go on from a folder in which the first phases are done")
+    parser.add_argument("--begun", type=Path, help="go on from a folder in which the first cycles are done")
     given = parser.parse_args()
     torch.set_num_threads(1)  # small matrices: more threads are slower
     make(RECIPES[given.size], given.out, given.begun)
