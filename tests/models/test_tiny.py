@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_both_checkpoints_together_are_at_most_16_mb() -> None:
 def test_any_text_survives_the_tokenizer(text: str) -> None:
     tokenizer = _tokenizer()
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)  # transformers gives Qwen2 that normaliser
 
 
 def _tokenizer() -> Any:
