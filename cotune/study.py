@@ -123,7 +123,8 @@ def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
     from cotune import experiment as composition
 
     rows: list[dict[str, Any]] = []
-    total = {f"{account}_{unit}": 0.0 for account in ("tuning", "measuring") for unit in ("tokens", "flops")}
+    sums = {f"{account}_{unit}": (account, unit) for account in ("tuning", "measuring") for unit in ("tokens", "flops")}
+    total = dict.fromkeys(sums, 0.0)
     for experiment in planned:
         cost = dict.fromkeys(total, 0.0)
         status, reason = "planned", experiment.reason or None
@@ -134,7 +135,7 @@ def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
         else:
             try:
                 plan = composition.plan(experiment.config)
-                cost = {key: plan[f"{key.split('_')[0]}_at_most"][key.split("_")[1]] for key in total}
+                cost = {key: plan[f"{account}_at_most"][unit] for key, (account, unit) in sums.items()}
             except CotuneError as error:
                 status, reason = "failed", str(error)
         row = row_of(experiment, {"status": status})

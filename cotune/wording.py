@@ -43,8 +43,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def study_line(row: Mapping[str, Any]) -> str:
     """One run of a study."""
-    what = f"{row['task']} {row['strategy']} {row['model']} seed {row['seed']}" if row["run"] else row["experiment"]
-    line = f"{row['status']:<7} {what}"
+    line = f"{row['status']:<7} {_study_run(row)}"
     if row["score"] is not None:
         line += f": {row['metric']} {100 * row['score']:.1f}%"
     if row["reason"]:
@@ -56,10 +55,13 @@ def study_plan_text(costs: Mapping[str, Any]) -> str:
     """What each run of a study would cost at most, and the sum."""
     lines = []
     for row in costs["runs"]:
-        what = f"{row['task']} {row['strategy']} {row['model']} seed {row['seed']}" if row["run"] else row["experiment"]
-        ending = f": {row['reason']}" if row["reason"] else ""
-        lines.append(f"{row['status']:<8} {what}" + (f": {_cost(row)}" if row["status"] == "planned" else ending))
+        ending = _cost(row) if row["status"] == "planned" else row["reason"]
+        lines.append(f"{row['status']:<8} {_study_run(row)}" + (f": {ending}" if ending else ""))
     return _lines([*lines, f"at most, all together: {_cost(costs['total'])}"])
+
+
+def _study_run(row: Mapping[str, Any]) -> str:
+    return f"{row['task']} {row['strategy']} {row['model']} seed {row['seed']}" if row["run"] else row["experiment"]
 
 
 def _cost(row: Mapping[str, Any]) -> str:

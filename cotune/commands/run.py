@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,10 +114,15 @@ def _plan(config: RunConfig, out: Path, name: str | None, as_json: bool) -> None
     with redirect_stdout(sys.stderr):
         planned = experiment.plan(config)
     planned = {"folder": str(out / (name or config.run_name)), **planned}
+    _emit_report(planned, nested_text, as_json)
+
+
+def _emit_report(report: dict[str, Any], text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
+    """One JSON object, or the same in words."""
     if as_json:
-        emit_json(planned)
+        emit_json(report)
     else:
-        emit(nested_text(planned))
+        emit(text(report))
 
 
 def predict(
@@ -136,10 +142,7 @@ def predict(
 
     with listener(quiet) as listen, redirect_stdout(sys.stderr):
         report = finished.predict(run, input, output, listen)
-    if as_json:
-        emit_json(report)
-    else:
-        emit(nested_text(report))
+    _emit_report(report, nested_text, as_json)
 
 
 def export(
@@ -159,10 +162,7 @@ def export(
 
     with listener(quiet) as listen, redirect_stdout(sys.stderr):
         report = exports.export(run, out, groups, listen)
-    if as_json:
-        emit_json(report)
-    else:
-        emit(nested_text(report))
+    _emit_report(report, nested_text, as_json)
 
 
 def study(
@@ -186,10 +186,7 @@ def study(
     if plan:
         with redirect_stdout(sys.stderr):
             costs = studies.plan_all(planned, out)
-        if as_json:
-            emit_json(costs)
-        else:
-            emit(study_plan_text(costs))
+        _emit_report(costs, study_plan_text, as_json)
         if costs["failed"]:
             raise typer.Exit(2)
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
@@ -265,8 +265,7 @@ class _Run:
             return
         adapters = [c.adapter for c in conditionings if isinstance(c.adapter, LoraFactors)][:LOOKED_AT]
         if adapters:
-            norm = weights_norm(self._problem.base.model, list(tuned.shapes))
-            measures = adapter_measures(adapters, norm)
+            measures = adapter_measures(adapters, self._base_norm)
             self._bench.emit("adapters", examples=len(adapters), fixed=branch == "fixed", **measures)
         seen = self._val[:LOOKED_AT]
         if len(seen) >= PROBED_FROM and branch == "per-example":
@@ -276,6 +275,10 @@ class _Run:
                 "solution_length": [float(len(self._problem.task.reference_completion(e))) for e in seen],
             }
             self._bench.emit("probe", examples=len(seen), **probe(latents, features))
+
+    @cached_property
+    def _base_norm(self) -> float:
+        return weights_norm(self._problem.base.model, list(self._tuned.shapes))
 
     def _pairs(self) -> list[_Pair]:
         """D1: worked answers, or M's own completions under p~ that the grader accepts, or both.
@@ -316,17 +319,16 @@ class _Run:
         target = "" if turn == "adapter" else self._state.targets.get(example.id, "")
         query = self._query_ids(example, s.adapter_branch)
         prompt_query = self._query_ids(example, s.prompt_branch)
+        prompt_query = prompt_query if prompt_query != query else ()
         if s.prompt_signal == "gumbel" and example.id in self._state.prompts:
             question, relaxed = self._relaxed(example, self._state.prompts[example.id])
-            return JointItem(
-                query, (), question, pair.completion, prompt_query if prompt_query != query else (), relaxed
-            )
+            return JointItem(query, (), question, pair.completion, prompt_query, relaxed)
         return JointItem(
             query=query,
             target=self._tuned.generator.encode_answer(target) if target else (),
             question=self._question_ids(example, self._state.prompts.get(example.id, self._tuned.seed.instruction)),
             completion=() if turn == "prompt" or s.adapter_branch == "off" else pair.completion,
-            prompt_query=prompt_query if prompt_query != query else (),
+            prompt_query=prompt_query,
         )
 
     def _relaxed(self, example: Example, instruction: str) -> tuple[tuple[int, ...], Relaxed]:
