@@ -6,7 +6,13 @@ before a command runs: `cotune --help` loads neither torch nor pandas nor pydant
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +41,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _no_interrupt_lost():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             resumable = ctx.invoked_subcommand in ("run", "study")
             note("Interrupted. " + (CONTINUES if resumable else "Nothing was changed."))
@@ -59,6 +66,24 @@ class Commands(TyperGroup):
         if self._debug:
             traceback.print_exc()
         note(f"Error: {sentence}")
+
+
+@contextmanager
+def _no_interrupt_lost() -> Iterator[None]:
+    """Ctrl-C during a garbage collection is raised inside some `__del__`, where Python drops it: send it once more."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 app = typer.Typer(

@@ -206,6 +206,28 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(command: str, tmp_path: Path, ra
     assert "Traceback" not in stderr
 
 
+def test_ctrl_c_is_not_lost_in_a_finalizer() -> None:
+    """Python drops what is raised in a `__del__`, also a KeyboardInterrupt that happened to come just then."""
+    script = """
+import os, signal, time
+from cotune.cli import app
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+@app.command()
+def work():
+    Slow()
+    time.sleep(100)
+
+app(["work"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "Interrupted. Nothing was changed.\n")
+
+
 def test_grade_reads_stdin_and_writes_json_lines() -> None:
     rows = [{"reference": "18", "completion": "so #### 18"}, {"reference": "18", "completion": "so #### 19"}]
     result = cotune("grade", "gsm8k", "--input", "-", input="".join(json.dumps(r) + "\n" for r in rows))
