@@ -177,6 +177,9 @@ class RunConfig(Section):
     strategy: str
     model: str
     task: str
+    train_tasks: tuple[str, ...] = Field(
+        (), description="tune on train and val of these tasks and test on `task` (paper: generalization); empty: `task`"
+    )
     generator: str | None = Field(None, description="MetaTuner's G; empty: the model itself")
     engine: str = "auto"
     data: str | None = Field(None, description="folder of the benchmark's rows; empty: the hub, or generated rows")
@@ -193,6 +196,13 @@ class RunConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     sequential: SequentialConfig = SequentialConfig()
     joint: JointConfig = JointConfig()
+
+    @field_validator("train_tasks")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a task is named twice")
+        return value
 
     @property
     def digest(self) -> str:

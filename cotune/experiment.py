@@ -35,6 +35,7 @@ from cotune.tasks.base import Task
 from cotune.tasks.data import Dataset, content_digest
 from cotune.tasks.data import load as load_data
 from cotune.tasks.grading import GRADER_VERSION
+from cotune.tasks.mixture import Mixture, mixed
 from cotune.values import Conditioning, Evaluation, Event, Example, Outcome, Prompt, digest
 
 Listener = Callable[[Event], None]
@@ -58,16 +59,30 @@ def decoding(config: RunConfig, task: Task) -> Sampling:
     return Sampling(limit, temperature=chosen.temperature, top_p=chosen.top_p, seed=config.seed)
 
 
+def learned_task(config: RunConfig, task: Task) -> Task:
+    """What is tuned on: `task` itself, or the mixture of `train_tasks`."""
+    return Mixture(task, [make_task(name) for name in config.train_tasks]) if config.train_tasks else task
+
+
 def dataset(config: RunConfig, task: Task) -> Dataset:
-    return load_data(
-        task,
-        config.data,
-        seed=config.seed,
-        limit_train=config.limit_train,
-        limit_val=config.limit_val,
-        limit_test=config.limit_test,
-        val_max=config.val_size,
-    )
+    """Test of `task`; train and val of `task` too, or of `train_tasks`."""
+
+    def read(task: Task, train: int | None, val: int | None) -> Dataset:
+        return load_data(
+            task,
+            config.data,
+            seed=config.seed,
+            limit_train=train,
+            limit_val=val,
+            limit_test=config.limit_test,
+            val_max=config.val_size,
+        )
+
+    names, limits = config.train_tasks, (config.limit_train, config.limit_val)
+    if not names:
+        return read(task, *limits)
+    train, val = (None if limit is None else math.ceil(limit / len(names)) for limit in limits)
+    return mixed(read(task, 0, 0), [read(make_task(name), train, val) for name in names], *limits)
 
 
 def seed_prompt(config: RunConfig, task: Task) -> Fixed:
@@ -110,7 +125,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     task = make_task(config.task)
     strategy = make_strategy(config)
     data = dataset(config, task)
-    sampling = decoding(config, task)
+    learned, sampling = learned_task(config, task), decoding(config, task)
     outlined = outline(config.model)
     start = seed_prompt(config, task).prompt
 
@@ -118,9 +133,10 @@ def plan(config: RunConfig) -> dict[str, Any]:
         return math.ceil(sum(len(outlined.encode(t)) for t in texts) / len(texts))
 
     sample = data.train[:64]
-    question = mean_tokens([outlined.render(task.messages(start, e)) for e in sample])
-    reference = mean_tokens([task.reference_completion(e) for e in sample])
-    load = Workload(len(data.train), len(data.val), question, reference, sampling.max_new_tokens)
+    question = mean_tokens([outlined.render(learned.messages(start, e)) for e in sample])
+    reference = mean_tokens([learned.reference_completion(e) for e in sample])
+    limit = decoding(config, learned).max_new_tokens
+    load = Workload(len(data.train), len(data.val), question, reference, limit)
     test = len(data.test())
     cells = 4 if strategy.levers == {"prompt", "weights"} else 1
     works = strategy.plan(load)
@@ -203,7 +219,9 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
 
     start = seed_prompt(config, task)
     began = time.perf_counter()
-    tuned = strategy.tune(start, Problem(task, data.train, data.val, model, generator, sampling), bench.at("tune"))
+    learned = learned_task(config, task)
+    problem = Problem(learned, data.train, data.val, model, generator, decoding(config, learned))
+    tuned = strategy.tune(start, problem, bench.at("tune"))
     folder.keep_tuned(tuned.save)
 
     test = data.test()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from cotune.bench import Bench, MemoryStore, ignore
 from cotune.compare.stats import paired
 from cotune.errors import UsageError
 from cotune.evaluate import evaluate
-from cotune.experiment import Listener, base_model, dataset, decoding, engine_factory, generator_model
+from cotune.experiment import (
+    Listener,
+    base_model,
+    dataset,
+    decoding,
+    engine_factory,
+    generator_model,
+    learned_task,
+)
 from cotune.finished import open_run
 from cotune.ledger import Ledger
 from cotune.metatuned import MetaTuned
@@ -51,8 +59,9 @@ def export(folder: Path, out: Path, groups: int = 1, listen: Listener = ignore) 
         _write(tuned, out, model.source)
         return {"out": str(out), "groups": 1, "adapter": tuned.adapter is not None, "measured": None}
     assert isinstance(tuned, MetaTuned)
-    task = make_task(config.task)
-    data = dataset(config, task)
+    target = make_task(config.task)
+    task, data = learned_task(config, target), dataset(config, target)
+    tuned = replace(tuned, task=task)
     build = engine_factory(config)
     bench = Bench(model, build(model), build, Ledger(), MemoryStore(), config.seed, listen, "export")
     with bench.ledger.measuring():

@@ -185,7 +185,7 @@ def test_model_proposer_shortens_the_meta_prompt_to_the_context(base: BaseModel)
 
 def proposed(round: int, seed: int = 0, history: list[Scored] = HISTORY, count: int = 8) -> list[Proposal]:
     nothing: Any = None
-    return EditProposer("micro-gsm8k", count).propose(round, history, BEST, bench(nothing, nothing, seed=seed))
+    return EditProposer(["micro-gsm8k"], count).propose(round, history, BEST, bench(nothing, nothing, seed=seed))
 
 
 @pytest.mark.parametrize("round", [1, 2, 5])
@@ -207,7 +207,7 @@ def test_edits_are_made_of_bank_sentences_and_of_the_parents() -> None:
 
 def test_edits_start_from_nothing_and_end_when_nothing_is_new() -> None:
     assert len(proposed(1, history=[Scored(Prompt(""), "start", 0.0, 16)])) == 8
-    few = EditProposer("unknown", 1)
+    few = EditProposer(["unknown"], 1)
     assert few._bank == GENERAL
 
 

@@ -27,11 +27,13 @@ COMPARABLE = {
 }
 # Sections of the config that the built-in strategies do not read: a difference there is no other variant.
 _UNUSED = {
-    "zero-shot": ("budget", "prompt", "weights", "sequential", "joint", "limit_train", "limit_val", "val_size"),
+    "zero-shot": (
+        "budget", "prompt", "weights", "sequential", "joint", "train_tasks", "limit_train", "limit_val", "val_size",
+    ),
     "prompt-only": ("weights", "sequential", "joint"),
     "lora-only": ("prompt", "sequential", "joint"),
     "sequential": ("joint",),
-}
+}  # fmt: skip
 _NEVER = ("seed", "data", "runner", "strategy", "task", "model", "engine")
 
 

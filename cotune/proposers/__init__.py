@@ -36,7 +36,7 @@ def make_proposer(
     """
     kind, _, rest = spec.partition(":")
     if spec == "edits":
-        return EditProposer(task.name, candidates)
+        return EditProposer(task.learned, candidates)
     meta_prompt = MetaPrompt(task, tuple(train), history, exemplars)
     if spec == "self":
         return ModelProposer("self", meta_prompt, bench.base, bench.engine, candidates, temperature)

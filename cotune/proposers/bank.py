@@ -129,7 +129,7 @@ FAMILIES: dict[str, Phrases] = {
 }
 
 
-def phrases(task: str) -> Phrases:
-    """The bank for a task by name; a micro task uses its family's, an unknown task the general part."""
-    family = FAMILIES.get(task.removeprefix("micro-"))
-    return GENERAL + family if family else GENERAL
+def phrases(*tasks: str) -> Phrases:
+    """The bank for tasks by name; a micro task uses its family's, an unknown task the general part."""
+    families = dict.fromkeys(name.removeprefix("micro-") for name in tasks)
+    return sum((FAMILIES[family] for family in families if family in FAMILIES), GENERAL)

@@ -32,8 +32,8 @@ class EditProposer:
     The first round is mostly fresh combinations, because there is nothing yet to learn from.
     """
 
-    def __init__(self, task: str, candidates: int) -> None:
-        self._bank = phrases(task)
+    def __init__(self, tasks: Sequence[str], candidates: int) -> None:
+        self._bank = phrases(*tasks)
         self._candidates = candidates
         self._edits: dict[str, Callable[[list[Sentences], random.Random], Sentences]] = {
             "fresh": self._fresh,

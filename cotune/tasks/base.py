@@ -47,6 +47,11 @@ class Task(ABC):
     max_new_tokens: ClassVar[int]
     hub: ClassVar[HubSource | None] = None
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Names of the tasks that train and val examples come from."""
+        return (self.name,)
+
     @abstractmethod
     def parse(self, row: Mapping[str, Any], row_id: str) -> Example:
         """Official row -> example. `row_id` is used where the row has no identifier of its own.
