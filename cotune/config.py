@@ -187,6 +187,9 @@ class RunConfig(Section):
     limit_train: Positive | None = None
     limit_val: Positive | None = None
     limit_test: Positive | None = None
+    measured: Literal["test", "val"] = Field(
+        "test", description="val: score the val examples instead, to choose settings without touching test (ours)"
+    )
     val_size: Positive = Field(500, description="most examples carved from train when there is no val file (ours)")
     seed_instruction: str | None = Field(None, description="the starting instruction; empty: the task's own")
     decoding: DecodingConfig = DecodingConfig()
@@ -203,6 +206,12 @@ class RunConfig(Section):
         if len(set(value)) < len(value):
             raise ValueError("a task is named twice")
         return value
+
+    @model_validator(mode="after")
+    def _val_is_of_the_task(self) -> Self:
+        if self.measured == "val" and self.train_tasks:
+            raise ValueError("with train_tasks the val examples are not of the task; measured must be 'test'")
+        return self
 
     @property
     def digest(self) -> str:
@@ -250,14 +259,26 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Raises UsageError when the file is missing or is not TOML."""
+def read_toml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's settings, laid on those of the file it `extends` (a path relative to it).
+
+    Raises UsageError when a file is missing, is not TOML, or extends itself.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        layer = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"There is no config file {str(path)!r}. Give the path of a TOML file.") from None
+        asked = f" that {above[-1]} extends" if above else ""
+        raise UsageError(f"There is no config file {str(path)!r}{asked}. Give the path of a TOML file.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} cannot be read as TOML: {error}.") from None
+    below = layer.pop("extends", None)
+    if below is None:
+        return layer
+    if not isinstance(below, str):
+        raise UsageError(f"{path}: extends = {below!r} is not valid: it names one file.")
+    if path.resolve() in (file.resolve() for file in above):
+        raise UsageError(f"{path} extends itself. Take one `extends` out.")
+    return merged(read_toml(path.parent / below, (*above, path)), layer)
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:

@@ -85,6 +85,15 @@ def dataset(config: RunConfig, task: Task) -> Dataset:
     return mixed(read(task, 0, 0), [read(make_task(name), train, val) for name in names], *limits)
 
 
+def measured_examples(config: RunConfig, data: Dataset) -> tuple[Example, ...]:
+    """Raises UsageError when val is to be measured and there is none."""
+    if config.measured == "test":
+        return data.test()
+    if not data.val:
+        raise UsageError("measured = 'val' but there are no val examples. Raise --limit-val, or measure test.")
+    return data.val
+
+
 def seed_prompt(config: RunConfig, task: Task) -> Fixed:
     return Fixed(Prompt(config.seed_instruction or task.seed_instruction))
 
@@ -137,7 +146,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     reference = mean_tokens([learned.reference_completion(e) for e in sample])
     limit = decoding(config, learned).max_new_tokens
     load = Workload(len(data.train), len(data.val), question, reference, limit)
-    test = len(data.test())
+    test = len(measured_examples(config, data))
     cells = 4 if strategy.levers == {"prompt", "weights"} else 1
     works = strategy.plan(load)
     measured = [Work.generation("measure on test", cells * test, question, sampling.max_new_tokens)]
@@ -224,16 +233,16 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     tuned = strategy.tune(start, problem, bench.at("tune"))
     folder.keep_tuned(tuned.save)
 
-    test = data.test()
-    folder.write_json("data.json", data_record(config, data, test))
+    measured = measured_examples(config, data)
+    folder.write_json("data.json", data_record(config, data, measured))
     with ledger.measuring():
-        measure = bench.at("test")
-        ours = tuned.condition(test, measure)
-        rows = prediction_rows(evaluate(task, test, ours, sampling, measure, label="test"))
+        measure = bench.at(config.measured)
+        ours = tuned.condition(measured, measure)
+        rows = prediction_rows(evaluate(task, measured, ours, sampling, measure, label=config.measured))
         folder.write_rows("predictions.jsonl", rows)
         crossed: list[dict[str, Any]] = []
         if strategy.levers == {"prompt", "weights"}:
-            crossed = _crossed(task, test, start.prompt, ours, sampling, measure)
+            crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
     return {
         "status": "done",
@@ -246,7 +255,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
         "comparable": {
             "task": config.task,
             "data_digest": digest({s.split: s.digest for s in data.report.splits}),
-            "test_ids_digest": digest([e.id for e in test]),
+            "test_ids_digest": digest([e.id for e in measured]),
             "decoding_digest": digest(asdict(sampling) | {"seed": None}),  # seeds of one strategy are comparable
             "grader_version": GRADER_VERSION,
         },
@@ -296,9 +305,9 @@ def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any
     }
 
 
-def data_record(config: RunConfig, data: Dataset, test: Sequence[Example]) -> dict[str, Any]:
+def data_record(config: RunConfig, data: Dataset, measured: Sequence[Example]) -> dict[str, Any]:
     """data.json: where the rows came from, what was in them, and the ids of each split of this run."""
-    splits = {"train": data.train, "val": data.val, "test": test}
+    splits = {"train": data.train, "val": data.val, config.measured: measured}
     return {
         "task": data.task,
         "source": config.data,

@@ -178,6 +178,15 @@ def test_study_runs_what_is_not_finished(tmp_path: Path, random_model_dir: Path)
     ]
     assert report["failed"] == 1
     assert "There is no strategy 'zero-shoot'" in report["runs"][2]["reason"]
+    part = tmp_path / "part.toml"
+    part.write_text(file.read_text().replace('["micro-gsm8k", "micro-cosmosqa"]', '["micro-gsm8k", "micro-math"]'))
+    compared = cotune("compare", tmp_path / "out", "--study", part, "--json")
+    assert [row["run_names"] for row in json.loads(compared.stdout)["groups"][0]["rows"]] == [[rows[0]["run"]]]
+    assert f"1 of the 2 runs of {part} are not there" in compared.stderr
+    part.write_text(part.read_text().replace("limit_test = 2", "limit_test = 3"))
+    compared = cotune("compare", tmp_path / "out", "--study", part)
+    assert (compared.exit_code, compared.stdout) == (2, "")
+    assert f"None of the 2 runs of {part} is there" in compared.stderr
 
 
 @pytest.mark.parametrize("command", ["run", "study"])

@@ -158,3 +158,25 @@ def test_predict_refuses_what_is_not_a_finished_run(tmp_path: Path, run: Path) -
         finished.predict(tmp_path / "nothing", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
     with pytest.raises(UsageError, match="There is no file"):
         finished.predict(run, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+
+
+def test_val_is_measured_without_reading_test(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    generate = MicroCosmosQA.generate_rows
+
+    def noted(self: MicroCosmosQA, split: str, *args: Any) -> Any:
+        read.append(split)
+        return generate(self, split, *args)
+
+    choosing = config.model_copy(update={"strategy": "zero-shot", "measured": "val"})
+    data = experiment.dataset(choosing, make_task(choosing.task))
+    monkeypatch.setattr(MicroCosmosQA, "generate_rows", noted)
+    folder = experiment.run(choosing, tmp_path).folder
+    assert [r["id"] for r in read_rows(folder / "predictions.jsonl")] == [e.id for e in data.val]
+    used = json.loads((folder / "data.json").read_text())["used"]
+    assert used.keys() == {"train", "val"}
+    assert read.count("test") == 1  # for the overlap alone; a measured test split is read once more
+    with pytest.raises(UsageError, match="not of the task"):
+        resolve(choosing.model_dump(), {"train_tasks": ["micro-math"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from reference.run_folders import write_run
 
+from cotune.config import read_toml
 from cotune.errors import UsageError
 from cotune.study import DIED, Experiment, combinations, experiments, row_of, run_all
 
@@ -97,3 +99,49 @@ def test_a_run_that_dies_takes_no_other_with_it(tmp_path: Path) -> None:
 def test_rows_are_json(tmp_path: Path) -> None:
     (experiment,) = experiments(write(tmp_path / "x.toml", 'model = "tiny"\ntask = "math"\nstrategy = "joint"'), {})
     assert json.loads(json.dumps(row_of(experiment, {"status": "done"})))["skipped"] is False
+
+
+def test_a_file_lies_on_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    write(tmp_path / "shared" / "all.toml", 'model = "tiny"\nseed = [0, 1]\n[joint]\nrank = 2\nepochs = 7\n')
+    text = 'extends = "../shared/all.toml"\ntask = "micro-math"\nstrategy = "joint"\n[joint]\nrank = 4\n'
+    (tmp_path / "study").mkdir()
+    write(tmp_path / "study" / "x.toml", text)
+    planned = experiments(tmp_path / "study", {})
+    told = [(e.config.seed, e.config.joint.rank, e.config.joint.epochs) for e in planned if e.config]
+    assert told == [(0, 4, 7), (1, 4, 7)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('extends = "x.toml"', "extends itself"),
+        ('extends = "nowhere.toml"', "nowhere.toml' that .*x.toml extends"),
+        ("extends = 3", "names one file"),
+    ],
+)
+def test_a_wrong_extends_is_a_sentence(text: str, said: str, tmp_path: Path) -> None:
+    (planned,) = experiments(write(tmp_path / "x.toml", text), {})
+    assert planned.config is None
+    assert re.search(said, planned.reason)
+
+
+STUDIES = sorted(
+    p for p in (Path(__file__).parent.parent / "experiments").iterdir() if p.is_dir() and p.name != "shared"
+)
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
+@pytest.mark.parametrize("laid_on", ["", "qwen.toml", "qwen-3b.toml"])
+def test_every_study_of_ours_can_be_used(folder: Path, laid_on: str) -> None:
+    overrides = read_toml(folder.parent / "shared" / laid_on) if laid_on else {}
+    planned = experiments(folder, overrides)
+    assert [e.reason for e in planned if e.config is None] == []
+    assert all(e.config.model == "qwen-3b" for e in planned if laid_on and e.config)
+
+
+def test_contestants_of_a_study_differ_in_what_their_names_say() -> None:
+    """An ablation that changes nothing would be the same run as another file, and be dropped."""
+    for folder in STUDIES:
+        sources = {e.source for e in experiments(folder, {})}
+        assert sources == {p.name for p in folder.glob("*.toml")}, folder.name

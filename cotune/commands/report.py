@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from cotune.commands.run import Data, Json, Out
-from cotune.output import drawn, emit, emit_json
+from cotune.output import drawn, emit, emit_json, note
 
 Format = Literal["table", "markdown", "csv", "json", "latex"]
 Kind = Literal["strategies", "tasks", "models", "engines"]
@@ -19,7 +19,13 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders that hold some.")],
     format: Annotated[Format, typer.Option(help="How to write it.")] = "table",
     baseline: Annotated[
-        str | None, typer.Option(metavar="STRATEGY", help="What differences are taken to. Default: zero-shot.")
+        str | None,
+        typer.Option(
+            metavar="STRATEGY", help="What differences are taken to (or a variant's label). Default: zero-shot."
+        ),
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(metavar="FILE|DIR", help="Of the folders, only the runs that this study stands for.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of stdout.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -27,7 +33,7 @@ def compare(
     """Put finished runs side by side: scores, paired differences with intervals, 2x2, cost."""
     from cotune.compare import render, tables
 
-    groups = tables.compare(folders, baseline)
+    groups = tables.compare(_of_study(folders, study) if study else folders, baseline)
     chosen = "json" if as_json else format
     if chosen == "table":
         text = drawn(render.as_table(groups), terminal=not out and sys.stdout.isatty())
@@ -42,6 +48,23 @@ def compare(
         save(out, text)
     else:
         emit(text)
+
+
+def _of_study(folders: list[Path], study: Path) -> list[Path]:
+    """The run folders of a study. Those that are not there are named on stderr; UsageError when none is."""
+    from cotune.errors import UsageError
+    from cotune.study import experiments
+
+    names = {e.config.run_name for e in experiments(study, {}) if e.config}
+    there = [folder / name for folder in folders for name in sorted(names) if (folder / name).is_dir()]
+    missing = len(names - {path.name for path in there})
+    if not there:
+        raise UsageError(
+            f"None of the {len(names)} runs of {study} is there. Run them: cotune study {study} --out DIR."
+        )
+    if missing:
+        note(f"{missing} of the {len(names)} runs of {study} are not there. Run them: cotune study {study} --out DIR.")
+    return there
 
 
 def save(path: Path, text: str) -> None:

@@ -168,6 +168,10 @@ def export(
 def study(
     path: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="An experiment (.toml), or a folder of them.")],
     data: Data = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE.toml", help="Settings laid on every experiment, under --set."),
+    ] = None,
     sets: Set = None,
     out: Out = Path("results"),
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
@@ -177,10 +181,11 @@ def study(
 ) -> None:
     """Run every experiment that has no finished run, and go on after a failed one."""
     from cotune import study as studies
-    from cotune.config import merged, parse_set
+    from cotune.config import merged, parse_set, read_toml
     from cotune.wording import study_line, study_plan_text
 
-    overrides = merged(parse_set(sets or []), {"data": data} if data else {})
+    laid_on = read_toml(file) if file else {}
+    overrides = merged(merged(laid_on, parse_set(sets or [])), {"data": data} if data else {})
     planned = studies.experiments(path, overrides)
     _calm_libraries(quiet)
     if plan:

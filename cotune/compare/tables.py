@@ -6,6 +6,7 @@ number is None, never 0. Knows nothing of how a table is drawn (render.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,18 +71,20 @@ class Group:
 def compare(paths: Iterable[Path], baseline: str | None = None) -> list[Group]:
     """Group and compare all run folders among `paths` and one level below.
 
-    `baseline` names the strategy that differences are taken to; None: zero-shot. A group without a finished run of
-    it uses its first strategy instead and says so in its notes.
-    Raises UsageError when there is no run, when no run has that strategy, or when a group mixes data, test examples,
+    `baseline` names the strategy, or one variant as its row calls it, that differences are taken to; None: zero-shot.
+    A group without a finished run of it uses its first row instead and says so in its notes.
+    Raises UsageError when there is no run, when no run is called that, or when a group mixes data, test examples,
     decoding or grader versions.
     """
     runs = read_all(paths)
-    if baseline and not any(run.strategy == baseline for run in runs):
-        known = sorted({run.strategy for run in runs}, key=_rank)
-        raise UsageError(f"No run has the strategy {baseline!r}. Give --baseline one of: {', '.join(known)}.")
     grouped: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.task, run.model, _engine(run, runs)), []).append(run)
+    known = {run.strategy for run in runs} | {label for part in grouped.values() for label in _labels(part).values()}
+    if baseline and baseline not in known:
+        raise UsageError(
+            f"No run is called {baseline!r}. Give --baseline one of: {'; '.join(sorted(known, key=_rank))}."
+        )
     return [_group(key, grouped[key], baseline or BASELINE) for key in sorted(grouped)]
 
 
@@ -106,12 +109,16 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], wanted: str) -> Group
     for run in done:
         pooled.setdefault(labels[run], []).append(run)
     order = sorted(pooled, key=lambda label: (*_rank(pooled[label][0].strategy), label))
-    base = next((label for label in order if pooled[label][0].strategy == wanted), order[0] if order else None)
+    named = [label for label in order if label == wanted]
+    variants = [label for label in order if pooled[label][0].strategy == wanted]
+    base = next(iter(named + variants + order), None)
     notes = []
-    if base and pooled[base][0].strategy != wanted:
+    if base and not named and not variants:
         notes.append(f"No finished run of {wanted}: differences are to {base}.")
-    elif sum(runs_[0].strategy == wanted for runs_ in pooled.values()) > 1:
+    elif not named and len(variants) > 1:
         notes.append(f"Several variants of {wanted}: differences are to {base}.")
+    if any(run.config.get("measured") == "val" for run in done):
+        notes.append("Measured on val, where strategies may also have chosen: for choosing settings, not for a claim.")
     rows = [_row(label, pooled[label], pooled[base] if base else [], label == base) for label in order]
     rows += [Row(labels[run], run.status, (run,), run.reason) for run in runs if run.status != "done"]
     rows.sort(key=lambda r: (_rank(r.runs[0].strategy), r.strategy, r.status != "done", r.runs[0].seed or 0))
@@ -138,16 +145,24 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> dict[Run, str]:
-    """The strategy's name, with the settings in which its runs differ when there are several variants of it."""
+    """The strategy's name, with the settings that set a variant apart when there are several of it.
+
+    A value that most variants have is not named, so that the plain name stands for what an ablation takes away from.
+    """
     labels = {}
     for strategy in {run.strategy for run in runs}:
         same = [run for run in runs if run.strategy == strategy]
         settings = {run: _flat(run.config, strategy) for run in same}
-        keys = sorted({key for flat in settings.values() for key in flat})
-        varying = [key for key in keys if len({repr(flat.get(key)) for flat in settings.values()}) > 1]
+        variants = list({repr(sorted(flat.items(), key=str)): flat for flat in settings.values()}.values())
+        usual = {}
+        for key in sorted({key for flat in variants for key in flat}):
+            counted = Counter(repr(flat.get(key)) for flat in variants)
+            (value, count), *others = counted.most_common(2)
+            usual[key] = value if not others or count > others[0][1] else None
         for run in same:
-            inside = ", ".join(f"{key}={_brief(settings[run].get(key))}" for key in varying)
-            labels[run] = f"{strategy} ({inside})" if varying else strategy
+            apart = {key: settings[run].get(key) for key, value in usual.items()}
+            inside = [f"{key}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]]
+            labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
     return labels
 
 

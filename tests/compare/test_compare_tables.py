@@ -157,6 +157,27 @@ def test_variants_of_one_strategy_are_rows_of_their_own(tmp_path: Path) -> None:
     ]
 
 
+def test_an_ablation_is_named_by_what_sets_it_apart_and_can_be_the_baseline(tmp_path: Path) -> None:
+    for settings in ({}, {"adapter_branch": "off"}, {"prompt_branch": "off"}, {"sharing": False}):
+        write_run(tmp_path, "joint", BETTER if settings else BASE, settings={"joint": settings})
+    group = only(compare([tmp_path], "joint"))
+    assert [row.strategy for row in group.rows] == [
+        "joint",
+        "joint (joint.adapter_branch=off)",
+        "joint (joint.prompt_branch=off)",
+        "joint (joint.sharing=False)",
+    ]
+    assert (group.baseline, group.notes) == ("joint", ())
+    assert only(compare([tmp_path], "joint (joint.sharing=False)")).baseline == "joint (joint.sharing=False)"
+
+
+def test_what_was_measured_on_val_is_said_to_be(tmp_path: Path) -> None:
+    write_run(tmp_path, "zero-shot", BASE, settings={"measured": "val"})
+    assert only(compare([tmp_path])).notes == (
+        "Measured on val, where strategies may also have chosen: for choosing settings, not for a claim.",
+    )
+
+
 def test_settings_that_a_strategy_does_not_read_make_no_variant(tmp_path: Path) -> None:
     write_run(tmp_path, "zero-shot", BASE)
     write_run(tmp_path, "zero-shot", BASE, settings={"joint": {"rank": 4}, "runner": {"batch_size": 4}})
@@ -170,7 +191,7 @@ def test_baseline_can_be_chosen_and_a_missing_one_is_said(tmp_path: Path) -> Non
     assert group.baseline == "prompt-only"
     assert group.notes == ("No finished run of zero-shot: differences are to prompt-only.",)
     assert only(compare([tmp_path], "joint")).baseline == "joint"
-    with pytest.raises(UsageError, match=r"No run has the strategy 'lora-only'\. Give --baseline one of: prompt"):
+    with pytest.raises(UsageError, match=r"No run is called 'lora-only'\. Give --baseline one of: prompt"):
         compare([tmp_path], "lora-only")
 
 
