@@ -292,10 +292,15 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
             value: Any = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        out = merged(out, value)
+        out = merged(out, nested(key.strip(), value))
     return out
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`"joint.rank", 4` -> {"joint": {"rank": 4}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def resolve(*layers: Mapping[str, Any]) -> RunConfig:

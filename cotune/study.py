@@ -1,7 +1,8 @@
 """Many runs from experiment files: each in a worker process, so that one that dies takes no other with it.
 
 An experiment file is a run config in TOML that says only what differs from the defaults. `strategy`, `model`,
-`generator`, `task` and `seed` may be lists; the file then stands for every combination. A run that is finished is not
+`generator`, `task` and `seed` may be lists, and a table `[grid]` may list values of any other setting by its dotted
+name; the file then stands for every combination. A run that is finished is not
 run again; one that was interrupted continues. Knows nothing of terminals: `report` is told about every run.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cotune.catalog import check_names
-from cotune.config import RunConfig, merged, read_toml, resolve
+from cotune.config import RunConfig, merged, nested, read_toml, resolve
 from cotune.errors import CotuneError, UsageError
 from cotune.record import FINAL, read_json
 
@@ -62,11 +63,23 @@ def experiments(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
 
 
 def combinations(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`{"seed": [0, 1], "task": "math"}` -> one mapping per combination of the listed keys."""
-    keys = [key for key in LISTED if isinstance(layer.get(key), list)]
-    return [
-        dict(layer) | dict(zip(keys, values, strict=True)) for values in itertools.product(*(layer[k] for k in keys))
-    ]
+    """`{"seed": [0, 1], "task": "math"}` -> one mapping per combination of the listed keys and of the grid.
+
+    Raises UsageError for a grid that is not lists by dotted name.
+    """
+    listed = {key: layer[key] for key in LISTED if isinstance(layer.get(key), list)}
+    grid = layer.get("grid", {})
+    if not isinstance(grid, Mapping) or not all(isinstance(values, list) for values in grid.values()):
+        raise UsageError(f"grid = {grid!r} is not valid. List values by dotted name, "
+                         'for example [grid] "weights.epochs" = [5, 10].')  # fmt: skip
+    keys = [*listed, *grid]
+    found = []
+    for values in itertools.product(*listed.values(), *grid.values()):
+        one = {key: value for key, value in layer.items() if key != "grid"}
+        for key, value in zip(keys, values, strict=True):
+            one = merged(one, nested(key, value))
+        found.append(one)
+    return found
 
 
 def finished(experiment: Experiment, out: Path) -> dict[str, Any] | None:

@@ -44,6 +44,19 @@ def test_lists_stand_for_every_combination(tmp_path: Path) -> None:
     assert combinations({"joint": {"rank": 2}}) == [{"joint": {"rank": 2}}]
 
 
+def test_a_grid_lists_any_setting(tmp_path: Path) -> None:
+    text = (
+        FILE.replace("[0, 1]", "0") + '[weights]\nepochs = 2\n[grid]\n"weights.rank" = [2, 4]\n"joint.share" = [0.5]\n'
+    )
+    planned = experiments(write(tmp_path / "x.toml", text), {})
+    told = [(e.config.task, e.config.strategy, e.config.weights.rank) for e in planned if e.config]
+    assert told == [(t, s, r) for t in ("micro-gsm8k", "micro-math") for s in ("zero-shot", "joint") for r in (2, 4)]
+    assert {(e.config.weights.epochs, e.config.joint.share) for e in planned if e.config} == {(2, 0.5)}
+    for wrong in ("grid = 3\n" + FILE, FILE + '[grid]\n"weights.rank" = 2\n', FILE + "[grid.weights]\nrank = [2]\n"):
+        (only,) = experiments(write(tmp_path / "y.toml", wrong), {})
+        assert "List values by dotted name" in only.reason
+
+
 def test_a_folder_is_its_files_by_name_each_run_once(tmp_path: Path) -> None:
     write(tmp_path / "b.toml", 'model = "tiny"\ntask = "micro-math"\nstrategy = ["joint", "zero-shot"]')
     write(tmp_path / "a.toml", 'model = "tiny"\ntask = "micro-math"\nstrategy = "joint"')
