@@ -28,6 +28,7 @@ from cotune.ledger import Ledger, forward_flops, training_flops
 from cotune.models.base import BaseModel, load, outline
 from cotune.plugins import resolve
 from cotune.record import RunFolder, environment, read_rows
+from cotune.serving import per_example
 from cotune.strategies import STRATEGIES
 from cotune.strategies.base import Fixed, NoData, Problem, Strategy, Work, Workload
 from cotune.tasks import task as make_task
@@ -210,8 +211,9 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     folder.write_json("data.json", data_record(config, data, test))
     with ledger.measuring():
         measure = bench.at("test")
-        ours = tuned.condition(test, measure)
-        rows = prediction_rows(evaluate(task, test, ours, sampling, measure, label="test"))
+        with ledger.parts() as parts:
+            ours = tuned.condition(test, measure)
+            rows = prediction_rows(evaluate(task, test, ours, sampling, measure, label="test"))
         folder.write_rows("predictions.jsonl", rows)
         crossed: list[dict[str, Any]] = []
         if strategy.levers == {"prompt", "weights"}:
@@ -223,6 +225,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
         "headline": task.headline,
         **scores(rows, crossed),
         "cost": ledger.report(),
+        "serving": per_example(parts, len(test)) | {"parameters": tuned.sizes() or None},
         "wall_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory(),
         "comparable": {

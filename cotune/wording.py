@@ -37,7 +37,28 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"  2x2 (prompt/weights) {cells}")
     for account, spent in summary["cost"].items():
         lines.append(f"  {account}: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, {spent['seconds']:.1f} s")
+    lines += serving_lines(summary.get("serving") or {})
     lines += [f"  note: {note}" for note in summary.get("notes") or ()]
+    return lines
+
+
+_SERVED = {"prompts": "writing its prompt", "adapters": "making its adapter", "answers": "answering"}
+
+
+def serving_lines(serving: Mapping[str, Any]) -> list[str]:
+    """What one answer takes, part by part, and how large the generating parts are; nothing for runs without it."""
+    lines = []
+    for part, doing in _SERVED.items():
+        if cost := serving.get(part):
+            tokens = f"{cost['read_tokens']:,.0f} tokens read"
+            if "written_tokens" in cost:
+                tokens += f", {cost['written_tokens']:,.0f} written"
+            lines.append(f"    {doing}: {cost['seconds']:.2g} s, {cost['flops']:.3g} FLOPs, {tokens}")
+    if lines:
+        lines.insert(0, f"  serving: {serving['seconds']:.2g} s and {serving['flops']:.3g} FLOPs per example")
+    for part, size in (serving.get("parameters") or {}).items():
+        name = part.replace("_", " ")
+        lines.append(f"    {name}: {size['trained']:,} parameters trained of {size['total']:,}")
     return lines
 
 

@@ -18,7 +18,7 @@ from cotune.export import group
 from cotune.ledger import Ledger
 from cotune.metatuned import MetaTuned
 from cotune.models.base import load
-from cotune.models.lora import LoraFactors
+from cotune.models.lora import LoraFactors, PendingLora
 from cotune.record import read_json
 from cotune.strategies import load_tuned
 from cotune.strategies.base import Fixed
@@ -96,8 +96,8 @@ def test_every_example_a_group_of_its_own_loses_nothing(joint_run: Path, tmp_pat
     few = grouped.condition(examples, bench)
     assert [c.prompt for c in few] == [c.prompt for c in own]
     for mine, theirs in zip(own, few, strict=True):
-        assert isinstance(mine.adapter, LoraFactors) and isinstance(theirs.adapter, LoraFactors)
-        for name, (_, lora_b) in mine.adapter.factors.items():
+        assert isinstance(mine.adapter, PendingLora) and isinstance(theirs.adapter, LoraFactors)
+        for name, (_, lora_b) in mine.adapter.make().factors.items():
             torch.testing.assert_close(theirs.adapter.factors[name][1], lora_b, atol=1e-6, rtol=1e-4)
 
 
