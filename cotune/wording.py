@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cotune.compare.escape import clean
-from cotune.compare.stats import wilson
+from cotune.compare.render import Sheet, count, estimate, two_digits
+from cotune.compare.stats import Estimate, wilson
 
 
 def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -60,6 +61,39 @@ def serving_lines(serving: Mapping[str, Any]) -> list[str]:
         name = part.replace("_", " ")
         lines.append(f"    {name}: {size['trained']:,} parameters trained of {size['total']:,}")
     return lines
+
+
+EXPORT_LEGEND = (
+    "Brackets: 95% intervals over val examples (score: Wilson; Δ: paired by example, Student's t). Bytes: of all "
+    "adapters held; for one per example, of those generated for val. FLOPs: per example, for its prompt and adapter."
+)
+
+
+def export_sheet(report: Mapping[str, Any]) -> Sheet:
+    """What each number of groups scores, loses, holds and generates."""
+    n = report["n"]
+
+    def interval(row: Mapping[str, Any], key: str, form: str) -> str:
+        if row[key] is None:
+            return ""
+        return estimate(Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"], None, n), form)
+
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        parts = [part for part in ("prompts", "adapters") if row["serving"] and row["serving"][part]]
+        flops = sum(row["serving"][part]["flops"] for part in parts) if parts else None
+        return (
+            "one per example" if row["groups"] is None else str(row["groups"]),
+            interval(row, "score", "z.1f"),
+            interval(row, "difference", "+z.1f"),
+            str(row["adapters"]),
+            count(row["adapter_bytes"]),
+            two_digits(flops),
+        )
+
+    measured = f"measured on {report['split']}, n = {n}" if n else "not measured"
+    header = ("groups", f"{report['metric']} %", "Δ to one per example %", "adapters", "bytes", "FLOPs to generate")
+    rows = [*([report["per_example"]] if report["per_example"] else []), *report["rows"]]
+    return Sheet(f"{report['out']}: {measured}", header, tuple(map(cells, rows)), ())
 
 
 def study_line(row: Mapping[str, Any]) -> str:
