@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cotune.engines.base import Engine, Request, Sampling
-from cotune.ledger import Ledger, Spent, forward_flops
+from cotune.ledger import Ledger, Part, Spent, forward_flops
 from cotune.models.base import BaseModel
+from cotune.models.lora import PendingLora
 from cotune.values import Completion, Event, digest
 
 if TYPE_CHECKING:
@@ -120,13 +121,15 @@ class Bench:
         base: BaseModel | None = None,
         engine: Engine | None = None,
         version: str = "",
+        part: Part = "answers",
         label: str = "",
     ) -> list[list[Completion]]:
         """`sampling.n` completions per request, in order, batch by batch through journal and ledger.
 
         `base` and `engine` are given together for another model than the base model, with a `version` that
-        changes whenever that model's weights do (it is part of the journal's key). `label` names the work for the
-        progress display.
+        changes whenever that model's weights do (it is part of the journal's key). `part` is what the work is booked
+        as, `label` names it for the progress display. Pending adapters are made for each batch when it runs, and their
+        seconds booked as those of adapters.
         Raises BudgetExhausted before the first batch that the budget could not pay in full.
         """
         base, engine = base or self.base, engine or self.engine
@@ -135,7 +138,7 @@ class Bench:
         done = 0
         for batch in batches:
             chosen = [requests[i] for i in batch]
-            for i, completions in zip(batch, self._batch(chosen, sampling, base, engine, version), strict=True):
+            for i, completions in zip(batch, self._batch(chosen, sampling, base, engine, version, part), strict=True):
                 results[i] = completions
             done += len(batch)
             if label:
@@ -143,7 +146,7 @@ class Bench:
         return results
 
     def _batch(
-        self, requests: list[Request], sampling: Sampling, base: BaseModel, engine: Engine, version: str
+        self, requests: list[Request], sampling: Sampling, base: BaseModel, engine: Engine, version: str, part: Part
     ) -> list[list[Completion]]:
         prompts = [engine.token_count(r.prompt) for r in requests]
         most = sum(prompts) + len(requests) * sampling.n * sampling.max_new_tokens
@@ -153,11 +156,14 @@ class Bench:
         known = self.store.recall(key)
         if known is None:
             began = time.perf_counter()
-            completions = engine.generate(requests, sampling)
-            seconds = time.perf_counter() - began
-            self.store.remember(key, {"seconds": seconds, "rows": [[asdict(c) for c in row] for row in completions]})
+            ready = _ready(requests)
+            made = time.perf_counter()
+            completions = engine.generate(ready, sampling)
+            known = {"seconds": time.perf_counter() - made, "rows": [[asdict(c) for c in row] for row in completions]}
+            if any(isinstance(r.adapter, PendingLora) for r in requests):
+                known["adapter_seconds"] = made - began
+            self.store.remember(key, known)
         else:
-            seconds = known["seconds"]
             completions = [[_completion(c) for c in row] for row in known["rows"]]
         generated = sum(len(c.token_ids) for row in completions for c in row)
         self.ledger.book(
@@ -166,10 +172,20 @@ class Bench:
                 prompt_tokens=sum(prompts),
                 generated_tokens=generated,
                 flops=forward_flops(base.parameters_count, sum(prompts) + generated),
-                seconds=seconds,
-            )
+                seconds=known["seconds"],
+            ),
+            part,
         )
+        if "adapter_seconds" in known:
+            self.ledger.book(Spent(seconds=known["adapter_seconds"]), "adapters")
         return completions
+
+
+def _ready(requests: Sequence[Request]) -> list[Request]:
+    """The same requests with every pending adapter made; those that share one still do."""
+    pending = dict.fromkeys(r.adapter for r in requests if isinstance(r.adapter, PendingLora))
+    made = {adapter: adapter.make() for adapter in pending}
+    return [replace(r, adapter=made[r.adapter]) if isinstance(r.adapter, PendingLora) else r for r in requests]
 
 
 def _completion(saved: Mapping[str, Any]) -> Completion:

@@ -28,6 +28,7 @@ from cotune.ledger import Ledger, forward_flops, training_flops
 from cotune.models.base import BaseModel, load, outline
 from cotune.plugins import resolve
 from cotune.record import RunFolder, environment, read_rows
+from cotune.serving import per_example
 from cotune.strategies import STRATEGIES
 from cotune.strategies.base import Fixed, NoData, Problem, Strategy, Work, Workload
 from cotune.tasks import task as make_task
@@ -237,8 +238,9 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     folder.write_json("data.json", data_record(config, data, measured))
     with ledger.measuring():
         measure = bench.at(config.measured)
-        ours = tuned.condition(measured, measure)
-        rows = prediction_rows(evaluate(task, measured, ours, sampling, measure, label=config.measured))
+        with ledger.parts() as parts:
+            ours = tuned.condition(measured, measure)
+            rows = prediction_rows(evaluate(task, measured, ours, sampling, measure, label=config.measured))
         folder.write_rows("predictions.jsonl", rows)
         crossed: list[dict[str, Any]] = []
         if strategy.levers == {"prompt", "weights"}:
@@ -250,6 +252,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
         "headline": task.headline,
         **scores(rows, crossed),
         "cost": ledger.report(),
+        "serving": per_example(parts, len(measured)) | {"parameters": tuned.sizes() or None},
         "wall_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory(),
         "comparable": {

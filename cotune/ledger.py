@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 from cotune.errors import BudgetExhausted
+
+Part = Literal["prompts", "adapters", "answers"]
+"""What generation makes: prompts, adapters (both for joint tuning alone), and everything else."""
 
 
 def forward_flops(parameters: int, tokens: int) -> float:
@@ -29,11 +33,16 @@ def training_flops(frozen: int, trained: int, tokens: int) -> float:
 
 @dataclass
 class Spent:
-    """Running totals. `seconds` is wall time of the work itself; replayed work counts what it took first."""
+    """Running totals. `seconds` is wall time of the work itself; replayed work counts what it took first.
+
+    `encoded_tokens` are those that MetaTuner's encoder reads for an adapter. They are not in `tokens`, because prompt
+    generation reads the same ones; what they cost is in `flops`.
+    """
 
     calls: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    encoded_tokens: int = 0
     trained_tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
@@ -56,6 +65,7 @@ class Ledger:
         self._limit_tokens = tokens
         self._limit_flops = flops
         self._account = self.tuning
+        self._parts: dict[Part, Spent] = {}
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -75,8 +85,18 @@ class Ledger:
         if self._limit_flops is not None and self.tuning.flops + flops > self._limit_flops:
             raise BudgetExhausted(f"The budget of {self._limit_flops:.3g} tuning FLOPs is used up.")
 
-    def book(self, spent: Spent) -> None:
+    @contextmanager
+    def parts(self) -> Iterator[dict[Part, Spent]]:
+        """What is booked inside, by part. A part that costs nothing is missing."""
+        before, self._parts = self._parts, {}
+        try:
+            yield self._parts
+        finally:
+            self._parts = before
+
+    def book(self, spent: Spent, part: Part = "answers") -> None:
         self._account.add(spent)
+        self._parts.setdefault(part, Spent()).add(spent)
 
     def restore(self, tuning: Spent) -> None:
         """Set the tuning account to an earlier snapshot (a resumed run)."""

@@ -22,7 +22,7 @@ from cotune.engines.base import Engine, Request, Sampling
 from cotune.errors import UsageError
 from cotune.ledger import Spent
 from cotune.models.base import BaseModel
-from cotune.models.lora import LoraFactors
+from cotune.models.lora import LoraFactors, PendingLora
 from cotune.models.metatuner.generator import MetaTuner
 from cotune.rewrite import rewrite_messages
 from cotune.tasks import task as make_task
@@ -78,7 +78,8 @@ class MetaTuned(Tuned):
     def condition(self, examples: Sequence[Example], bench: Bench) -> list[Conditioning]:
         """p_i = G(p~, x_i), decoded greedily, and theta_i = F(p~, x_i) for each example.
 
-        Where G writes nothing, or does not come to an end, p~ stands in; an event counts these.
+        Where G writes nothing, or does not come to an end, p~ stands in; an event counts these. Nothing is generated
+        twice for one query.
         """
         self._check_actor(bench)
         prompts = self.greedy_prompts(examples, bench)
@@ -114,6 +115,7 @@ class MetaTuned(Tuned):
                 base=self.generator,
                 engine=self._engine(rewriter.base, bench),
                 version=rewriter.version,
+                part="prompts",
                 label="prompts",
             )
         of = dict(zip(distinct, written, strict=True))
@@ -127,34 +129,58 @@ class MetaTuned(Tuned):
             self._engines.append(bench.make_engine(base))
         return self._engines[0]
 
-    def adapters(self, examples: Sequence[Example], bench: Bench) -> list[LoraFactors | None]:
+    def adapters(self, examples: Sequence[Example], bench: Bench) -> list[PendingLora | None]:
         """theta_i of each example under the current weights; None where the update is zero (before any training).
 
-        Examples with the same query share one adapter. Books the FLOPs of the encoder's passes; their tokens are those
-        of the queries, which prompt generation has booked.
+        Examples with the same query share one adapter. Encoded here, decoded when a batch is answered; the FLOPs of
+        both are booked here.
         """
-        if self.branches.adapter == "off":
+        if self.branches.adapter == "off" or self.tuner.scaling == 0 or self.tuner.adapters.is_zero:
             return [None] * len(examples)
-        queries = [self.query(example, self.branches.adapter) for example in examples]
-        distinct = {query: self.generator.encode(query) for query in queries}
-        flops = self.tuner.encoding_flops(sum(map(len, distinct.values())), len(distinct))
+        latents_UD, which = self.encode(examples, bench)
+        flops = self.tuner.decoding_flops(len(latents_UD))
         bench.ledger.allow(0, flops)
         began = time.perf_counter()
-        made = self.tuner.generate_adapters(list(distinct.values()))
-        bench.ledger.book(Spent(flops=flops, seconds=time.perf_counter() - began))
-        of = {query: None if a.is_zero else a for query, a in zip(distinct, made, strict=True)}
-        return [of[query] for query in queries]
+        pending = self.tuner.pending_at(latents_UD)
+        bench.ledger.book(Spent(flops=flops, seconds=time.perf_counter() - began), "adapters")
+        return [pending[i] for i in which]
+
+    def encode(self, examples: Sequence[Example], bench: Bench) -> tuple[torch.Tensor, list[int]]:
+        """h_i of each distinct query, [U, D], and which of them each example has; booked."""
+        queries, which = self._queries(examples)
+        tokens = sum(map(len, queries))
+        flops = self.tuner.encoding_flops(tokens)
+        bench.ledger.allow(0, flops)
+        began = time.perf_counter()
+        latents_UD = self.tuner.latents(queries)
+        if latents_UD.is_cuda:
+            torch.cuda.synchronize(latents_UD.device)  # so that the seconds are those of the work
+        seconds = time.perf_counter() - began
+        bench.ledger.book(Spent(encoded_tokens=tokens, flops=flops, seconds=seconds), "adapters")
+        return latents_UD, which
 
     def latents(self, examples: Sequence[Example]) -> torch.Tensor:
-        """h_i of each example as the adapter branch reads it, [B, D]."""
+        """h_i of each example as the adapter branch reads it, [B, D]; for diagnostics, so not booked."""
+        queries, which = self._queries(examples)
+        return self.tuner.latents(queries)[which]
+
+    def _queries(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[int]]:
+        """The distinct tokenized queries of the adapter branch, and which of them each example has."""
         queries = [self.query(example, self.branches.adapter) for example in examples]
-        return self.tuner.latents([self.generator.encode(query) for query in queries])
+        index = {query: i for i, query in enumerate(dict.fromkeys(queries))}
+        return [self.generator.encode(query) for query in index], [index[query] for query in queries]
 
     def adapters_at(self, latents_BD: torch.Tensor) -> list[LoraFactors | None]:
         """The adapter of each latent; None where the update is zero, or where there is no such branch."""
         if self.branches.adapter == "off":
             return [None] * len(latents_BD)
         return [None if a.is_zero else a for a in self.tuner.adapters_at(latents_BD)]
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        sizes = self.tuner.sizes
+        unused = {"prompt_decoder"} if self.branches.prompt == "off" else set()
+        unused |= {"parameter_decoder", "adapter_encoder"} if self.branches.adapter == "off" else set()
+        return {part: size for part, size in sizes.items() if part not in unused}
 
     def query(self, example: Example, branch: Branch) -> str:
         """(p~, x_i) as a branch reads it; p~ alone where it is fixed."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cotune.compare.escape import clean
-from cotune.compare.stats import wilson
+from cotune.compare.render import Sheet, count, estimate, two_digits
+from cotune.compare.stats import Estimate, wilson
 
 
 def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -37,8 +38,62 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"  2x2 (prompt/weights) {cells}")
     for account, spent in summary["cost"].items():
         lines.append(f"  {account}: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, {spent['seconds']:.1f} s")
+    lines += serving_lines(summary.get("serving") or {})
     lines += [f"  note: {note}" for note in summary.get("notes") or ()]
     return lines
+
+
+_SERVED = {"prompts": "writing its prompt", "adapters": "making its adapter", "answers": "answering"}
+
+
+def serving_lines(serving: Mapping[str, Any]) -> list[str]:
+    """What one answer takes, part by part, and how large the generating parts are; nothing for runs without it."""
+    lines = []
+    for part, doing in _SERVED.items():
+        if cost := serving.get(part):
+            tokens = f"{cost['read_tokens']:,.0f} tokens read"
+            if "written_tokens" in cost:
+                tokens += f", {cost['written_tokens']:,.0f} written"
+            lines.append(f"    {doing}: {cost['seconds']:.2g} s, {cost['flops']:.3g} FLOPs, {tokens}")
+    if lines:
+        lines.insert(0, f"  serving: {serving['seconds']:.2g} s and {serving['flops']:.3g} FLOPs per example")
+    for part, size in (serving.get("parameters") or {}).items():
+        name = part.replace("_", " ")
+        lines.append(f"    {name}: {size['trained']:,} parameters trained of {size['total']:,}")
+    return lines
+
+
+EXPORT_LEGEND = (
+    "Brackets: 95% intervals over val examples (score: Wilson; Δ: paired by example, Student's t). Bytes: of all "
+    "adapters held; for one per example, of those generated for val. FLOPs: per example, for its prompt and adapter."
+)
+
+
+def export_sheet(report: Mapping[str, Any]) -> Sheet:
+    """What each number of groups scores, loses, holds and generates."""
+    n = report["n"]
+
+    def interval(row: Mapping[str, Any], key: str, form: str) -> str:
+        if row[key] is None:
+            return ""
+        return estimate(Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"], None, n), form)
+
+    def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+        parts = [part for part in ("prompts", "adapters") if row["serving"] and row["serving"][part]]
+        flops = sum(row["serving"][part]["flops"] for part in parts) if parts else None
+        return (
+            "one per example" if row["groups"] is None else str(row["groups"]),
+            interval(row, "score", "z.1f"),
+            interval(row, "difference", "+z.1f"),
+            str(row["adapters"]),
+            count(row["adapter_bytes"]),
+            two_digits(flops),
+        )
+
+    measured = f"measured on {report['split']}, n = {n}" if n else "not measured"
+    header = ("groups", f"{report['metric']} %", "Δ to one per example %", "adapters", "bytes", "FLOPs to generate")
+    rows = [*([report["per_example"]] if report["per_example"] else []), *report["rows"]]
+    return Sheet(f"{report['out']}: {measured}", header, tuple(map(cells, rows)), ())
 
 
 def study_line(row: Mapping[str, Any]) -> str:

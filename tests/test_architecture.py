@@ -20,6 +20,7 @@ RANK = {
     "plugins": 1,
     "config": 2,
     "ledger": 2,
+    "serving": 3,
     "rewrite": 2,
     "diagnosis": 3,
     "tasks": 3,

@@ -6,6 +6,7 @@ import pytest
 
 from cotune.errors import BudgetExhausted
 from cotune.ledger import Ledger, Spent, forward_flops, training_flops
+from cotune.serving import per_example
 
 
 def test_flops_by_hand() -> None:
@@ -50,3 +51,30 @@ def test_restore_sets_the_tuning_account_alone() -> None:
     ledger.restore(Spent(calls=9, seconds=4.0))
     assert ledger.tuning == Spent(calls=9, seconds=4.0)
     assert ledger.measuring_account == Spent(calls=3)
+
+
+def test_parts_are_what_is_booked_inside() -> None:
+    ledger = Ledger()
+    ledger.book(Spent(calls=1))
+    with ledger.measuring(), ledger.parts() as outer:
+        ledger.book(Spent(calls=2), "prompts")
+        with ledger.parts() as inner:
+            ledger.book(Spent(calls=4, encoded_tokens=9))
+        ledger.book(Spent(calls=8))
+    assert inner == {"answers": Spent(calls=4, encoded_tokens=9)}
+    assert outer == {"prompts": Spent(calls=2), "answers": Spent(calls=8)}
+    assert ledger.measuring_account == Spent(calls=14, encoded_tokens=9)
+    assert ledger.report()["measuring"]["tokens"] == 0  # what the encoder reads, prompt generation has booked
+
+
+def test_serving_is_per_example_and_empty_where_nothing_was_generated() -> None:
+    answers = Spent(calls=4, prompt_tokens=40, generated_tokens=8, flops=100.0, seconds=2.0)
+    alone = per_example({"answers": answers}, 4)
+    mean = {"read_tokens": 10.0, "written_tokens": 2.0, "flops": 25.0, "seconds": 0.5}
+    assert alone == {
+        "examples": 4, "prompts": None, "adapters": None, "answers": mean, "flops": 25.0, "seconds": 0.5,
+    }  # fmt: skip
+    adapters = Spent(encoded_tokens=20, flops=4.0, seconds=1.0)
+    both = per_example({"answers": answers, "adapters": adapters}, 4)
+    assert both["adapters"] == {"read_tokens": 5.0, "flops": 1.0, "seconds": 0.25}
+    assert (both["flops"], both["seconds"]) == (26.0, 0.75)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cotune.errors import UsageError
-from cotune.output import emit, emit_json, note
+from cotune.output import drawn, emit, emit_json, note
 
 if TYPE_CHECKING:
     from cotune.config import RunConfig
@@ -149,20 +149,29 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the prompt and the PEFT adapter.")],
     groups: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Joint runs: one prompt and adapter per group of similar queries.")
-    ] = 1,
+        str,
+        typer.Option(metavar="N[,N...]", help="Joint runs: one prompt and adapter per group of similar queries."),
+    ] = "1",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write a run's prompt and adapter for other tools; for a joint run, what that costs in accuracy."""
+    counts = sorted({int(part) if part.strip().isdecimal() else 0 for part in groups.split(",")})
+    if counts[0] < 1:
+        raise UsageError(f"--groups {groups!r} is not a number of groups, nor several like 1,2,4.")
     _calm_libraries(quiet)
     from cotune import export as exports
+    from cotune.compare.render import drawing
     from cotune.progress import listener
-    from cotune.wording import nested_text
+    from cotune.wording import EXPORT_LEGEND, export_sheet
 
     with listener(quiet) as listen, redirect_stdout(sys.stderr):
-        report = exports.export(run, out, groups, listen)
-    _emit_report(report, nested_text, as_json)
+        report = exports.export(run, out, counts, listen)
+
+    def table(report: dict[str, Any]) -> str:
+        return drawn(drawing([export_sheet(report)], EXPORT_LEGEND), terminal=sys.stdout.isatty())
+
+    _emit_report(report, table, as_json)
 
 
 def study(

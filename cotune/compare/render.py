@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cotune.compare import escape
 from cotune.compare.runs import CELLS
 from cotune.compare.stats import Estimate
-from cotune.compare.tables import Group, Row, cost, record, seeds
+from cotune.compare.tables import Group, Row, cost, record, seeds, serving
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ class Sheet:
 
 
 def sheets(groups: Sequence[Group]) -> list[Sheet]:
-    """Of each group the scores, the costs, and the 2x2 where some strategy turned both levers."""
+    """Of each group the scores, the costs, what an answer costs, and the 2x2 where a strategy turned both levers."""
     out = []
     for group in groups:
         title = f"{group.task} · {group.model} · {group.engine}"
@@ -54,6 +54,10 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
         if done:
             costs = ("cost, mean per run", *(f"{account} {unit}" for account, unit, _, _ in _COSTS))
             out.append(Sheet(f"{title} · cost", costs, tuple(_costs(row) for row in done), ()))
+        served = tuple(_served(row) for row in done if serving(row, "flops") is not None)
+        if served:
+            names = ("serving, per example", *(name for name, _, _ in _SERVED))
+            out.append(Sheet(f"{title} · serving", names, served, ()))
         crossed = tuple(_crossed(row) for row in done if row.cells)
         if crossed:
             cells = ("prompt/weights %", *CELLS, "interaction")
@@ -67,8 +71,8 @@ def _scores(row: Row) -> tuple[str, ...]:
         row.strategy,
         ",".join(str(seed) for seed in seeds(row)),
         str(score.n) if score else "",
-        _estimate(score, "z.1f") if score else "-" if row.status == "no-data" else "",
-        _estimate(difference, "+z.1f") + ("*" if difference.excludes_zero else "") if difference else "",
+        estimate(score, "z.1f") if score else "-" if row.status == "no-data" else "",
+        estimate(difference, "+z.1f") + ("*" if difference.excludes_zero else "") if difference else "",
         "baseline" if row.is_baseline else row.status,
     )
 
@@ -77,21 +81,26 @@ def _costs(row: Row) -> tuple[str, ...]:
     return (row.strategy, *(show(cost(row, account, key)) for account, _, key, show in _COSTS))
 
 
+def _served(row: Row) -> tuple[str, ...]:
+    return (row.strategy, *(show(serving(row, *path)) for _, path, show in _SERVED))
+
+
 def _crossed(row: Row) -> tuple[str, ...]:
     cells, interaction = row.cells or {}, row.interaction
     mark = "*" if interaction and interaction.excludes_zero else ""
-    shown = _estimate(interaction, "+z.1f") + mark if interaction else ""
+    shown = estimate(interaction, "+z.1f") + mark if interaction else ""
     return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), shown)
 
 
-def _estimate(value: Estimate, form: str) -> str:
+def estimate(value: Estimate, form: str) -> str:
+    """In percent, with its interval where it has one."""
     text = format(100 * value.mean, form)
     if value.low is None or value.high is None:
         return text
     return f"{text} [{100 * value.low:z.1f}, {100 * value.high:z.1f}]"
 
 
-def _count(value: float | None) -> str:
+def count(value: float | None) -> str:
     """Three significant digits with k, M, G."""
     if value is None:
         return ""
@@ -101,7 +110,8 @@ def _count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def _flops(value: float | None) -> str:
+def two_digits(value: float | None) -> str:
+    """Two significant digits."""
     return "" if value is None else f"{value:.2g}"
 
 
@@ -112,19 +122,32 @@ def _seconds(value: float | None) -> str:
 _COSTS: tuple[tuple[str, str, str, Callable[[float | None], str]], ...] = tuple(
     (account, unit, key, show)
     for account in ("tuning", "measuring")
-    for unit, key, show in (("tokens", "tokens", _count), ("FLOPs", "flops", _flops), ("s", "seconds", _seconds))
+    for unit, key, show in (("tokens", "tokens", count), ("FLOPs", "flops", two_digits), ("s", "seconds", _seconds))
+)
+_SERVED: tuple[tuple[str, tuple[str, ...], Callable[[float | None], str]], ...] = (
+    ("prompt s", ("prompts", "seconds"), two_digits),
+    ("adapter s", ("adapters", "seconds"), two_digits),
+    ("answer s", ("answers", "seconds"), two_digits),
+    ("FLOPs", ("flops",), two_digits),
+    ("read", ("answers", "read_tokens"), count),
+    ("written", ("answers", "written_tokens"), count),
 )
 
 
 def as_table(groups: Sequence[Group]) -> Callable[[Console], None]:
     """Draws on a Rich console."""
+    return drawing(sheets(groups), LEGEND)
+
+
+def drawing(sheets: Sequence[Sheet], legend: str) -> Callable[[Console], None]:
+    """Draws tables on a Rich console, the legend under them."""
     from rich import box
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     def draw(console: Console) -> None:
-        for sheet in sheets(groups):
+        for sheet in sheets:
             table = Table(
                 title=Text(escape.clean(sheet.title), style="bold"),
                 title_justify="left",
@@ -140,7 +163,7 @@ def as_table(groups: Sequence[Group]) -> Callable[[Console], None]:
             for line in sheet.notes:
                 console.print(Padding(Text(escape.clean(line)), (0, 0, 0, 2)))
             console.print()
-        console.print(Text(LEGEND, style="dim"))
+        console.print(Text(legend, style="dim"))
 
     return draw
 

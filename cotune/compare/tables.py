@@ -216,6 +216,18 @@ def peak_memory(row: Row) -> float | None:
     return _mean(row, lambda run: run.summary["peak_memory_bytes"])
 
 
+def serving(row: Row, *path: str) -> float | None:
+    """Mean per run of one number of the summary's `serving`, for example ("answers", "seconds"), per example."""
+
+    def read(run: Run) -> Any:
+        value = run.summary["serving"]
+        for key in path:
+            value = value[key]
+        return value
+
+    return _mean(row, read)
+
+
 def _mean(row: Row, read: Callable[[Run], Any]) -> float | None:
     if row.status != "done":
         return None
@@ -271,6 +283,12 @@ def record(group: Group, row: Row) -> dict[str, Any]:
             for unit in ("tokens", "flops", "seconds")
         },
         "peak_memory_bytes": peak_memory(row),
+        **{
+            f"serving_{part}_{unit}": serving(row, part, unit)
+            for part in ("prompts", "adapters", "answers")
+            for unit in ("flops", "seconds")
+        },
+        **{f"serving_{unit}": serving(row, unit) for unit in ("flops", "seconds")},
         **{name: counted.get(name) for name in ("correct", "wrong", "truncated", "errored")},
         "run_names": [run.name for run in row.runs],
         "reason": row.reason or None,

@@ -77,6 +77,11 @@ class LoraFactors:
         return content.hexdigest()[:16]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all factors."""
+        return sum(tensor.nbytes for pair in self.factors.values() for tensor in pair)
+
+    @property
     def is_zero(self) -> bool:
         """Whether the update is zero by construction: in each layer one of the two factors is all zero."""
         return self.scaling == 0 or not any(bool(a.any()) and bool(b.any()) for a, b in self.factors.values())
@@ -92,6 +97,18 @@ class LoraFactors:
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> LoraFactors:
         """Read a plain LoRA adapter in PEFT format, ours or anyone's. Raises UsageError for anything else."""
         return cls(*read_peft(folder, device))
+
+
+@dataclass(frozen=True, eq=False)
+class PendingLora:
+    """An adapter that is made when it is needed, so that thousands of them do not fill the memory.
+
+    An `Adapter` in the sense of values.py. `digest` names the content by what it is made from. `make` may be called
+    any number of times.
+    """
+
+    digest: str
+    make: Callable[[], LoraFactors]
 
 
 def target_linears(

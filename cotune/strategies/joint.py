@@ -22,7 +22,7 @@ from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
 from cotune.metatuned import Branch, Branches, MetaTuned, usable
-from cotune.models.lora import LoraFactors, target_linears
+from cotune.models.lora import PendingLora, target_linears
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
 from cotune.models.metatuner.relaxation import Relaxed, same_vocabulary
@@ -263,7 +263,8 @@ class _Run:
         tuned, branch = self._tuned, self._settings.adapter_branch
         if branch == "off":
             return
-        adapters = [c.adapter for c in conditionings if isinstance(c.adapter, LoraFactors)][:LOOKED_AT]
+        pending = [c.adapter for c in conditionings if isinstance(c.adapter, PendingLora)]
+        adapters = [adapter.make() for adapter in pending[:LOOKED_AT]]
         if adapters:
             measures = adapter_measures(adapters, self._base_norm)
             self._bench.emit("adapters", examples=len(adapters), fixed=branch == "fixed", **measures)

@@ -62,6 +62,18 @@ def test_table_shows_numbers_rounded_and_missing_ones_empty(groups: list[Group])
     assert failed.split() == ["lora-only", "0", "failed"]
 
 
+def test_serving_is_a_table_of_its_own_once_runs_report_it(groups: list[Group], tmp_path: Path) -> None:
+    assert "serving" not in rendered(groups, "table")
+    answers = {"read_tokens": 90.5, "written_tokens": 1200.0, "flops": 3.14e8, "seconds": 0.0123}
+    serving = {"prompts": None, "adapters": None, "answers": answers, "flops": 3.14e8, "seconds": 0.0123}
+    write_run(tmp_path / "new", "zero-shot", {"a": 0.0, "b": 1.0}, serving=serving)
+    lines = rendered(compare([tmp_path / "new"]), "table").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith("· serving"))
+    shown = re.split(r"\s{2,}", lines[start + 3])
+    assert shown == ["zero-shot", "0.012", "3.1e+08", "90", "1.2k"]
+    assert max(map(len, lines[start : start + 4])) <= 80
+
+
 def test_no_data_is_a_dash_and_not_a_zero(tmp_path: Path) -> None:
     write_run(tmp_path, "lora-only", status="no-data", reason="no accepted rollouts")
     lines = rendered(compare([tmp_path]), "table").splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from reference.run_folders import write_run
@@ -44,6 +45,26 @@ def test_score_and_paired_difference(tmp_path: Path) -> None:
     half = 3.182446305284263 * math.sqrt(1 / 3) / 2
     assert ours.difference.low == pytest.approx(0.5 - half)
     assert (cost(ours, "tuning", "tokens"), cost(ours, "tuning", "seconds")) == (100, 3.5)
+
+
+def test_serving_is_the_mean_per_run_and_empty_where_nothing_is_generated(tmp_path: Path) -> None:
+    def served(flops: float, prompts: dict[str, float] | None) -> dict[str, Any]:
+        answers = {"read_tokens": 9.0, "written_tokens": 3.0, "flops": flops, "seconds": 0.5}
+        total = {"flops": flops + (prompts or {}).get("flops", 0.0), "seconds": 0.5}
+        return {"examples": 4, "prompts": prompts, "adapters": None, "answers": answers, **total}
+
+    written = {"read_tokens": 5.0, "written_tokens": 2.0, "flops": 10.0, "seconds": 0.25}
+    write_run(tmp_path, "zero-shot", BASE, serving=served(100.0, None))
+    write_run(tmp_path, "joint", BETTER, seed=0, serving=served(100.0, written))
+    write_run(tmp_path, "joint", BASE, seed=1, serving=served(200.0, written))
+    write_run(tmp_path, "lora-only", BASE)  # a run of an earlier version
+    group = only(compare([tmp_path]))
+    found = {r.strategy: record(group, r) for r in group.rows}
+    columns = ("prompts_flops", "prompts_seconds", "adapters_flops", "answers_flops", "flops", "seconds")
+    values = {name: [flat[f"serving_{column}"] for column in columns] for name, flat in found.items()}
+    assert values["zero-shot"] == [None, None, None, 100.0, 100.0, 0.5]
+    assert values["joint"] == [10.0, 0.25, None, 150.0, 160.0, 0.5]
+    assert values["lora-only"] == [None] * 6
 
 
 def test_pairing_is_by_id_not_by_position(tmp_path: Path) -> None:

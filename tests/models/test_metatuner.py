@@ -14,6 +14,7 @@ from torch import Tensor
 from cotune.models.base import BaseModel, load, weights_digest
 from cotune.models.likelihood import completion_nll
 from cotune.models.lora import LoraFactors, attached, target_linears
+from cotune.models.metatuner.encoder import decoder_layers
 from cotune.models.metatuner.generator import MetaTuner
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from tests.reference import metatuner as slow
@@ -275,8 +276,8 @@ def test_frozen_copy_answers_until_it_is_synchronised(base: BaseModel, training:
 def test_generated_adapters_are_those_of_training_and_differ_between_queries(base: BaseModel) -> None:
     tuner = make(base)
     queries = [i.query for i in ITEMS]
-    adapters = tuner.generate_adapters(queries)
-    alone = [tuner.generate_adapters([q])[0] for q in queries]
+    adapters = tuner.adapters_at(tuner.latents(queries))
+    alone = [tuner.adapters_at(tuner.latents([q]))[0] for q in queries]
     assert all(isinstance(a, LoraFactors) and a.rank == 2 and a.scaling == 1.5 for a in adapters)
     assert len({a.digest for a in adapters}) == len(ITEMS)
     for one, other in zip(adapters, alone, strict=True):
@@ -324,3 +325,23 @@ def test_load_restores_every_tensor_and_the_frozen_copy(base: BaseModel) -> None
     other.load(one.parameters)
     assert all(torch.equal(p, other.parameters[n]) for n, p in one.parameters.items())
     assert all(torch.equal(t, one.prompts.own[n]) for n, t in other.prompts.frozen.items())
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_the_parts_are_counted_with_what_they_sit_on(base: BaseModel, training: str) -> None:
+    tuner = make(base, generator_training=training)
+    sizes = tuner.sizes
+    of = {
+        part: sum(p.numel() for n, p in tuner.parameters.items() if n.startswith(part))
+        for part in parts(tuner.parameters)
+    }
+    names = {"encoder": "shared", "prompt_decoder": "prompt", "parameter_decoder": "lora"}
+    assert {part: size["trained"] for part, size in sizes.items()} == {part: of[n] for part, n in names.items()}
+    beside = of["shared"] + of["prompt"] if training == "lora" else 0
+    both = sizes["encoder"]["total"] + sizes["prompt_decoder"]["total"]
+    assert both == base.parameters_count + beside
+    layer = sum(p.numel() for p in decoder_layers(base.model)[1][0].parameters())
+    embedding = base.model.get_input_embeddings().weight.numel()
+    assert sizes["encoder"]["total"] == embedding + layer + (of["shared"] if training == "lora" else 0)
+    apart = make(base, generator_training=training, sharing=False).sizes
+    assert apart["adapter_encoder"] == apart["encoder"] == sizes["encoder"]

@@ -53,6 +53,7 @@ def write_run(
     cells: Mapping[str, Mapping[str, float]] | None = None,
     comparable: Mapping[str, Any] | None = None,
     tuning: Mapping[str, float] | None = None,
+    serving: Mapping[str, Any] | None = None,
 ) -> Path:
     """`status` None leaves an unfinished run; `cells` maps the three crossed cells to scores by id."""
     config = resolve({"strategy": strategy, "model": model, "task": task, "seed": seed}, settings or {})
@@ -79,6 +80,7 @@ def write_run(
                 "tuning": spent | dict(tuning or {}),
                 "measuring": spent | {"tokens": 15 * len(scores), "flops": 3e7, "seconds": 2.0},
             },
+            **({"serving": serving} if serving else {}),
             "peak_memory_bytes": 1000,
             "comparable": {
                 "task": task,

@@ -6,20 +6,24 @@ tasks, engines or training.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
+from cotune.errors import CotuneError
 from cotune.ledger import forward_flops
-from cotune.models.base import BaseModel
+from cotune.models.base import BaseModel, hash_tensor
 from cotune.models.likelihood import right_padded
-from cotune.models.lora import LoraFactors
+from cotune.models.lora import LoraFactors, PendingLora
 from cotune.models.metatuner.encoder import Pooling, hidden_after, latent, pool
 from cotune.models.metatuner.lora_generator import LoraGenerator, Shapes
 from cotune.models.metatuner.prompt_generator import PromptGenerator, Training
 
 _ROWS = 32  # queries encoded at once; a result depends on it only in the last bits
+_KEPT_BYTES = 256 * 2**20  # of adapters made last; with more at hand than fit, an adapter may be decoded again
 
 
 class MetaTuner:
@@ -94,10 +98,41 @@ class MetaTuner:
                 pooled.append(pool(hidden_BTD, [len(row) for row in rows], self.pooling))
         return latent(torch.cat(pooled))
 
-    @torch.no_grad()
-    def generate_adapters(self, queries: Sequence[Sequence[int]]) -> list[LoraFactors]:
-        """theta_i of each tokenized rewrite prompt, detached, one adapter per query."""
-        return self.adapters_at(self.latents(queries))
+    def pending_at(self, latents_BD: Tensor) -> list[PendingLora]:
+        """The adapter of each latent, decoded when it is asked for; the last 256 MiB of them are kept.
+
+        Bound to the weights as they are: raises CotuneError when they have been trained on since.
+        """
+        content, versions = hashlib.sha256(f"{self.scaling:.9g}".encode()), self._versions
+        for name, parameter in sorted(self.adapters.named_parameters()):
+            hash_tensor(content, name, parameter)
+        device = latents_BD.device
+
+        def make(i: int) -> LoraFactors:
+            if self._versions != versions:
+                raise CotuneError("The weights were trained on since this adapter was promised; condition again.")
+            (adapter,) = self.adapters_at(latents_BD[i : i + 1])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # its seconds are booked as those of adapters, not of answering
+            return adapter
+
+        kept = lru_cache(max(1, _KEPT_BYTES // self.adapter_bytes))(make)
+        pending = []
+        for i, latent_D in enumerate(latents_BD.cpu()):
+            own = content.copy()
+            hash_tensor(own, "latent", latent_D)
+            pending.append(PendingLora(own.hexdigest()[:16], partial(kept, i)))
+        return pending
+
+    @property
+    def _versions(self) -> list[int]:
+        """Changes whenever a parameter of the decoder is written to."""
+        return [p._version for p in self.adapters.parameters()]
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of one query's adapter."""
+        return self.adapters.factors_count * self.adapters.down_a.element_size()
 
     @torch.no_grad()
     def adapters_at(self, latents_BD: Tensor) -> list[LoraFactors]:
@@ -111,9 +146,20 @@ class MetaTuner:
             ]
         return adapters
 
-    def encoding_flops(self, tokens: int, queries: int) -> float:
-        """Of turning queries of so many tokens together into adapters: k of K layers, then the parameter decoder."""
-        share = self.prompts.depth / self.prompts.layers
-        return share * forward_flops(self.prompts.base.parameters_count, tokens) + forward_flops(
-            self.adapters.work, queries
-        )
+    def encoding_flops(self, tokens: int) -> float:
+        """Of turning queries of so many tokens together into latents: k of K layers."""
+        return self.prompts.depth / self.prompts.layers * forward_flops(self.prompts.base.parameters_count, tokens)
+
+    def decoding_flops(self, queries: int) -> float:
+        """Of the parameter decoder, once for each query."""
+        return forward_flops(self.adapters.work, queries)
+
+    @property
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Parameters of each part, `trained` and in `total`: the encoder (phi_s and what it sits on), the prompt
+        decoder (phi_p), the parameter decoder (phi_q), and without sharing the adapter branch's own encoder.
+        """
+        encoder, decoder = self.prompts.sizes
+        own = sum(p.numel() for p in self.adapters.parameters())
+        sizes = {"encoder": encoder, "prompt_decoder": decoder, "parameter_decoder": {"trained": own, "total": own}}
+        return sizes if self.shares else sizes | {"adapter_encoder": self.encoder.sizes[0]}

@@ -86,6 +86,17 @@ class LoraGenerator(nn.Module):
         return factors
 
     @property
+    def is_zero(self) -> bool:
+        """Whether every update is zero whatever h_i is, as before any training."""
+        return not any(bool(self.up_a[k].any()) and bool(self.up_b[k].any()) for k in self.kinds)
+
+    @property
+    def factors_count(self) -> int:
+        """Numbers in one query's adapter."""
+        ups = ((len(names), kind) for kind, names in self.kinds.items())
+        return sum(n * (self.up_a[kind].shape[1] + self.up_b[kind].shape[1]) for n, kind in ups)
+
+    @property
     def work(self) -> int:
         """Multiplications per query: each W_d once, each W_u once for every layer that uses it."""
         work: int = self.down_a.numel() + self.down_b.numel()

@@ -46,7 +46,7 @@ class PromptGenerator:
         prefix, layers = decoder_layers(base.model)
         self.training = training
         self.layers, self.depth = len(layers), shared_depth(share, len(layers))
-        below = tuple(f"{prefix}.{i}." for i in range(self.depth))
+        self._below = below = tuple(f"{prefix}.{i}." for i in range(self.depth))
         self._modules: list[str] = []
         if training == "lora":
             self.base = base
@@ -63,6 +63,24 @@ class PromptGenerator:
         self.shared = {n: p for n, p in parameters.items() if n.startswith(below)}
         self.own = {n: p for n, p in parameters.items() if not n.startswith(below)}
         self.frozen = {n: p.detach().clone() for n, p in self.own.items()}
+
+    @property
+    def sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Parameters of the encoder and of the prompt decoder, `trained` and in `total`.
+
+        The token embedding counts with the encoder, a head of its own with the decoder; LoRA factors are added to the
+        network they sit on.
+        """
+        embedding = self.base.model.get_input_embeddings().weight
+        named = self.base.model.named_parameters()
+        below = sum(p.numel() for n, p in named if p is embedding or n.startswith(self._below))
+        shared, own = (sum(p.numel() for p in part.values()) for part in (self.shared, self.own))
+        beside = self.training == "lora"
+        above = self.base.parameters_count - below
+        return (
+            {"trained": shared, "total": below + beside * shared},
+            {"trained": own, "total": above + beside * own},
+        )
 
     @torch.no_grad()
     def sync(self) -> None:
