@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cotune.bench import Bench, ignore
 from cotune.config import RunConfig
@@ -40,6 +40,11 @@ from cotune.tasks.mixture import Mixture, mixed
 from cotune.values import Conditioning, Evaluation, Event, Example, Outcome, Prompt, digest
 
 Listener = Callable[[Event], None]
+
+
+class Sized(Protocol):
+    @property
+    def parameters_count(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,16 @@ def generator_model(config: RunConfig, base: BaseModel) -> BaseModel:
     return base if name in (None, config.model) else base_model(config, str(name))
 
 
+def pairing(config: RunConfig, generator: Sized, base: Sized) -> list[str]:
+    """A note when G is smaller than M: in the paper it is the larger one, so the two may have been swapped."""
+    if config.generator is None or generator.parameters_count >= base.parameters_count:
+        return []
+    return [
+        f"The generator {config.generator} has fewer parameters ({generator.parameters_count:,}) than the model that "
+        f"answers, {config.model} ({base.parameters_count:,}). If that is not meant, swap --generator and --model."
+    ]
+
+
 def engine_factory(config: RunConfig) -> Callable[[BaseModel], Engine]:
     settings = config.runner
 
@@ -159,7 +174,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "mean_tokens": {"question": question, "reference": reference, "completion_limit": sampling.max_new_tokens},
         "tuning_at_most": _cost(works, outlined.parameters_count),
         "measuring_at_most": _cost(measured, outlined.parameters_count),
-        "notes": list(data.report.warnings),
+        "notes": [*data.report.warnings, *pairing(config, outline(config.generator or config.model), outlined)],
     }
 
 
@@ -222,10 +237,13 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     folder.write_json("environment.json", environment())
     model = base_model(config, config.model)
     generator = generator_model(config, model)
+    notes = [*data.report.warnings, *pairing(config, generator, model)]
     build = engine_factory(config)
     ledger = Ledger(config.budget.tokens, config.budget.flops)
     bench = Bench(model, build(model), build, ledger, folder, config.seed, listen)
     bench.emit("start", strategy=config.strategy, train=len(data.train), val=len(data.val), model_digest=model.digest)
+    for note in notes:
+        bench.emit("warning", message=note)
 
     start = seed_prompt(config, task)
     began = time.perf_counter()
@@ -262,7 +280,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
             "decoding_digest": digest(asdict(sampling) | {"seed": None}),  # seeds of one strategy are comparable
             "grader_version": GRADER_VERSION,
         },
-        "notes": [*data.report.warnings, *warnings(read_rows(folder.path / "events.jsonl"))],
+        "notes": [*notes, *warnings(read_rows(folder.path / "events.jsonl"))],
     }
 
 

@@ -180,3 +180,10 @@ def test_val_is_measured_without_reading_test(
     assert read.count("test") == 1  # for the overlap alone; a measured test split is read once more
     with pytest.raises(UsageError, match="not of the task"):
         resolve(choosing.model_dump(), {"train_tasks": ["micro-math"]})
+
+
+def test_a_generator_smaller_than_the_model_is_said_before_anything_runs() -> None:
+    names = {"strategy": "joint", "task": "micro-gsm8k"}
+    (note,) = experiment.plan(resolve(names, {"model": "tiny-4m", "generator": "tiny"}))["notes"]
+    assert "swap --generator and --model" in note
+    assert experiment.plan(resolve(names, {"model": "tiny", "generator": "tiny-4m"}))["notes"] == []
