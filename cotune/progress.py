@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from cotune.compare.escape import short
+from cotune.compare.escape import clean, short
 from cotune.values import Event
 
 Listener = Callable[[Event], None]
@@ -46,7 +46,8 @@ def describe(event: Event) -> str:
         parts.append(str(data["message"]))
     parts += [f"{key} {_value(value)}" for key, value in shown.items()]
     parts.append(str(data.get("text") or ""))  # a prompt: long, so it is what is cut off
-    return short("  ".join(part for part in parts if part), _LINE)
+    line = "  ".join(part for part in parts if part)
+    return clean(line) if "message" in data else short(line, _LINE)  # a message has its fix at the end
 
 
 def _value(value: Any) -> str:

@@ -43,6 +43,12 @@ def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "warning  halved the batch\n"
 
 
+def test_a_message_is_not_cut_off_before_its_fix() -> None:
+    long = "Something is odd. " * 20 + "Swap them."
+    assert describe(Event("warning", {"message": long})).endswith("Swap them.")
+    assert len(describe(Event("prompt", {"text": long}))) == 160
+
+
 def test_model_text_cannot_reach_the_terminal() -> None:
     line = describe(Event("candidate", {"text": "\x1b[2J[red]\nnew line" + "x" * 500}))
     assert line.startswith("candidate  \\x1b[2J[red]\\nnew line")
