@@ -176,6 +176,21 @@ def test_micro_batches_do_not_change_the_result(base: BaseModel) -> None:
         torch.testing.assert_close(parameter, right.tuner.parameters[name], atol=1e-4, rtol=1e-3)
 
 
+def test_gradient_checkpointing_runs_forward_again_and_changes_no_byte(base: BaseModel, tmp_path: Path) -> None:
+    plain, recomputing = (scripted(base, ["good", "bad", "bad too"], epochs=1) for _ in range(2))
+    recomputing.gradient_checkpointing = True
+    passes: list[int] = []
+    # Before, not behind it: a second pass ends as soon as it has what the backward pass needs.
+    hook = base.model.get_submodule("model.layers.1.mlp").register_forward_pre_hook(
+        lambda *_: passes.append(torch.is_grad_enabled())
+    )
+    expected = saved(plain.tune(), tmp_path / "plain")
+    once = sum(passes)
+    assert saved(recomputing.tune(), tmp_path / "recomputing") == expected
+    hook.remove()
+    assert sum(passes) >= 3 * once > 0  # the second run makes every pass twice, and once more to look at agreement
+
+
 def test_joint_starts_from_a_prompt_alone(base: BaseModel) -> None:
     lab = Lab(base)
     start = Fixed(SEED.prompt, LoraFactors.zero(base.model, ["q_proj"], 1))
