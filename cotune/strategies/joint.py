@@ -328,13 +328,14 @@ class _Run:
         prompt_query = prompt_query if prompt_query != query else ()
         if s.prompt_signal == "gumbel" and example.id in self._state.prompts:
             question, relaxed = self._relaxed(example, self._state.prompts[example.id])
-            return JointItem(query, (), question, pair.completion, prompt_query, relaxed)
+            return JointItem(query, (), question, pair.completion, prompt_query, relaxed, example.id)
         return JointItem(
             query=query,
             target=self._tuned.generator.encode_answer(target) if target else (),
             question=self._question_ids(example, self._state.prompts.get(example.id, self._tuned.seed.instruction)),
             completion=() if turn == "prompt" or s.adapter_branch == "off" else pair.completion,
             prompt_query=prompt_query,
+            example=example.id,
         )
 
     def _relaxed(self, example: Example, instruction: str) -> tuple[tuple[int, ...], Relaxed]:
@@ -364,6 +365,7 @@ class _Run:
             self._loss,
             lambda _item: 1.0,
             self._cost,
+            lambda item: item.example,
             Settings(s.learning_rate, s.batch_size, s.micro_batch_size, s.warmup, s.max_grad_norm, s.checkpoint_every),
             total_steps,
             self._bench,

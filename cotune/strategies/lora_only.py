@@ -129,7 +129,7 @@ class LoraOnly:
             traces += own
         prompt = replace(begin.prompt, demonstrations=()) if self.drop_demonstrations else begin.prompt
         distinct = {(t.example.id, t.completion): t for t in traces}.values()
-        rows = [token_row(base, base.render(task.messages(prompt, t.example)), t.completion) for t in distinct]
+        rows = [token_row(base, base.render(task.messages(prompt, t.example)), t) for t in distinct]
         fitting = [row for row in rows if len(row) <= base.context_length]
         counts |= {"distinct": len(rows), "over_context": len(rows) - len(fitting), "kept": len(fitting)}
         bench.emit("traces", use="weights", source=self.source, examples=len(problem.train), **counts)
@@ -161,7 +161,18 @@ class LoraOnly:
 
         epochs = [shuffled_batches(rows, self.batch_size, bench.rng("epoch", e)) for e in range(self.epochs)]
         steps = sum(len(epoch) for epoch in epochs)
-        trainer = Trainer("lora", named, loss, lambda r: len(r.completion), cost, self._settings, steps, bench, best)
+        trainer = Trainer(
+            "lora",
+            named,
+            loss,
+            lambda row: len(row.completion),
+            cost,
+            lambda row: row.example,
+            self._settings,
+            steps,
+            bench,
+            best,
+        )
         scores: list[float] = list((trainer.restore() or {}).get("scores", []))
         for number, epoch in list(enumerate(epochs))[len(scores) :]:  # a resumed run has scored some already
             already = trainer.step - number * len(epoch)

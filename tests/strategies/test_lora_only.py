@@ -71,8 +71,7 @@ def scripted(scores: dict[int, float]) -> FakeEngine:
 
 def train_loss(base: BaseModel, given: Any, fixed: Fixed) -> float:
     rows = [
-        token_row(base, base.render(Sums().messages(fixed.prompt, t.example)), t.completion)
-        for t in gold(Sums(), given.train)
+        token_row(base, base.render(Sums().messages(fixed.prompt, t.example)), t) for t in gold(Sums(), given.train)
     ]
     factors, scaling = (fixed.adapter.factors, fixed.adapter.scaling) if fixed.adapter else ({}, 1.0)
     with torch.no_grad(), attached(base.model, factors, scaling):
