@@ -106,7 +106,8 @@ class Grouped:
     def condition(self, examples: Sequence[Example], bench: Bench) -> list[Conditioning]:
         if len(self.members) == 1:
             return [Conditioning(self.members[0].prompt, self.members[0].adapter)] * len(examples)
-        nearest = (self.maker.latents(examples) @ torch.tensor(self.centres).T).argmax(-1)
+        latents = self.maker.latents(examples)
+        nearest = (latents @ torch.tensor(self.centres, device=latents.device).T).argmax(-1)
         return [Conditioning(self.members[i].prompt, self.members[i].adapter) for i in nearest.tolist()]
 
 
