@@ -15,7 +15,7 @@ help:
 	@echo "make check       formatter, linter, strict types"
 	@echo "make tiny-model  train the packaged tiny models again from their recipe (long)"
 	@echo "make calibrate   measure the tiny models and rewrite the table in docs/tiny-model.md (long)"
-	@echo "make bench       throughput and start-up figures, as ratios"
+	@echo "make bench       throughput, training-step and start-up figures, as ratios (long)"
 
 setup: .venv/.up-to-date
 
@@ -47,6 +47,7 @@ calibrate: setup
 bench: setup
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/lora_throughput.py
+	$(BIN)/python benchmarks/joint_step.py
 
 clean:
 	rm -rf .venv results/demo

@@ -21,46 +21,16 @@ from pathlib import Path
 
 import peft
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from random_models import random_model
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from cotune.engines.base import Request, Sampling
 from cotune.engines.transformers_engine import TransformersEngine
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors, target_linears
 
-# hidden, layers, heads, key-value heads, MLP width, vocabulary: 1M as the packaged tiny model, and 105M
-SIZES = {"tiny": (128, 4, 4, 2, 384, 1024), "105m": (768, 12, 12, 12, 2048, 26_000)}
+SIZES = ("tiny", "105m")
 RANK, SCALING, PROMPT_TOKENS = 8, 2.0, 64
-
-
-def random_model(size: str) -> BaseModel:
-    hidden, layers, heads, kv_heads, width, vocabulary = SIZES[size]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    )
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-        eos_token_id=None,
-        bos_token_id=None,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).train(False).requires_grad_(False)
-    return BaseModel(size, model, wrapped, source="random", revision=None)
 
 
 def random_adapter(base: BaseModel, seed: int) -> LoraFactors:

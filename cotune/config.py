@@ -47,6 +47,11 @@ class EngineConfig(Section):
     threads: Positive | None = Field(
         None, description="CPU threads; empty: one for models below 50M parameters (measured), else torch's choice"
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="training keeps one input per layer and computes the rest again: less memory, one more forward "
+        "pass (not counted in the FLOPs), the same results",
+    )
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 

@@ -61,18 +61,19 @@ def demonstration(task: Task, trace: Trace) -> Demonstration:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A rendered prompt and what is learned after it, the end of turn included."""
+    """A rendered prompt and what is learned after it, the end of turn included; `example` is the id of its example."""
 
     context: tuple[int, ...]
     completion: tuple[int, ...]
+    example: str
 
     def __len__(self) -> int:
         return len(self.context) + len(self.completion)
 
 
-def token_row(base: BaseModel, rendered_prompt: str, completion: str) -> TokenRow:
+def token_row(base: BaseModel, rendered_prompt: str, trace: Trace) -> TokenRow:
     """Prompt and completion are encoded apart, as they meet in generation."""
-    return TokenRow(tuple(base.encode(rendered_prompt)), base.encode_answer(completion))
+    return TokenRow(tuple(base.encode(rendered_prompt)), base.encode_answer(trace.completion), trace.example.id)
 
 
 def completion_loss(base: BaseModel, rows: Sequence[TokenRow]) -> Tensor:

@@ -69,8 +69,9 @@ class Trainer(Generic[Item]):
     `loss(items)` returns the SUM of losses over the items (a scalar tensor with gradient) and named sums for the log;
     `weight(item)` is the item's share of the mean (for example its number of target tokens), so that the step's
     gradient is sum(loss) / sum(weight) whatever the micro-batch split. `cost(item)` is asked of the ledger before the
-    step and booked after it. `extra` tensors (for example a frozen copy) are saved and restored, in place, with the
-    parameters. `loss` must not draw from torch's global random state, which no checkpoint keeps.
+    step and booked after it; `name_of(item)` is what messages call it. `extra` tensors (for example a frozen copy) are
+    saved and restored, in place, with the parameters. `loss` must not draw from torch's global random state, which no
+    checkpoint keeps.
 
     Gradients, moments and the weights that are updated are float32; a parameter of another dtype gets a float32 copy
     that is rounded into it after each step.
@@ -86,6 +87,7 @@ class Trainer(Generic[Item]):
         loss: Callable[[Sequence[Item]], tuple[Tensor, dict[str, float]]],
         weight: Callable[[Item], float],
         cost: Callable[[Item], Cost],
+        name_of: Callable[[Item], str],
         settings: Settings,
         total_steps: int,
         bench: Bench,
@@ -97,6 +99,7 @@ class Trainer(Generic[Item]):
         self._loss = loss
         self._weight = weight
         self._cost = cost
+        self._name_of = name_of
         self._settings = settings
         self._total_steps = total_steps
         self._bench = bench
@@ -143,7 +146,8 @@ class Trainer(Generic[Item]):
 
         Checkpoints every `checkpoint_every` steps and at the end, with `meta` as it is then. Emits "step" events
         (loss, named losses, gradient norm, learning rate). False when the budget ran out before the last batch.
-        Raises CotuneError on a NaN or infinite loss or gradient (naming step and the fix), leaving the last checkpoint.
+        Raises CotuneError, leaving the last checkpoint, on a NaN or infinite loss or gradient (naming the step, the
+        items of the micro-batch or batch, and the fix) and when the GPU's memory does not suffice.
         """
         for batch in batches:
             costs = [self._cost(item) for item in batch]
@@ -154,7 +158,14 @@ class Trainer(Generic[Item]):
                 self._save(meta)
                 return False
             began = time.perf_counter()
-            log = self._update(batch)
+            try:
+                log = self._update(batch)
+            except torch.OutOfMemoryError as error:
+                raise CotuneError(
+                    f"The GPU's memory does not suffice for training {self._name!r}. Lower micro_batch_size (now "
+                    f"{self._settings.micro_batch_size}; the result does not depend on it), or --set "
+                    "runner.gradient_checkpointing=true."
+                ) from error
             seconds = time.perf_counter() - began
             self._bench.ledger.book(Spent(trained_tokens=tokens, flops=flops, seconds=seconds))
             self._bench.emit("step", training=self._name, step=self.step, of=self._total_steps, **log)
@@ -172,17 +183,18 @@ class Trainer(Generic[Item]):
         self._optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         for i in range(0, len(batch), settings.micro_batch_size):
-            loss, named = self._loss(batch[i : i + settings.micro_batch_size])
+            items = batch[i : i + settings.micro_batch_size]
+            loss, named = self._loss(items)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise self._diverged("loss", value)
+                raise self._diverged("loss", value, items)
             torch.autograd.backward(loss / total)
             self._collect_gradients()
             for key, amount in {"loss": value, **named}.items():
                 sums[key] = sums.get(key, 0.0) + amount
         norm = float(nn.utils.clip_grad_norm_(self._weights.values(), settings.max_grad_norm, foreach=False))
         if not math.isfinite(norm):
-            raise self._diverged("gradient norm", norm)
+            raise self._diverged("gradient norm", norm, batch)
         rate = learning_rate(settings.learning_rate, settings.warmup, self.step, self._total_steps)
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
@@ -215,8 +227,9 @@ class Trainer(Generic[Item]):
         saved = {"step": self.step, "total_steps": self._total_steps, "caller": dict(meta or {})}
         self._bench.save_checkpoint(self._name, tensors, saved)
 
-    def _diverged(self, what: str, value: float) -> CotuneError:
+    def _diverged(self, what: str, value: float, items: Sequence[Item]) -> CotuneError:
+        names = ", ".join(dict.fromkeys(map(self._name_of, items)))
         return CotuneError(
-            f"Training {self._name!r} diverged: the {what} is {value} at step {self.step + 1} of {self._total_steps}. "
-            f"Lower the learning rate (now {self._settings.learning_rate:g}) or max_grad_norm."
+            f"Training {self._name!r} diverged: the {what} is {value} at step {self.step + 1} of {self._total_steps}, "
+            f"on {names}. Lower the learning rate (now {self._settings.learning_rate:g}) or max_grad_norm."
         )

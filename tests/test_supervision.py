@@ -11,7 +11,7 @@ from toy import Sums, bench, example, question_of, right_answer
 from cotune.engines.base import Sampling
 from cotune.engines.fake import FakeEngine
 from cotune.models.base import BaseModel, load
-from cotune.supervision import TokenRow, accepted, completion_loss, demonstration, gold, token_row
+from cotune.supervision import TokenRow, Trace, accepted, completion_loss, demonstration, gold, token_row
 from cotune.values import Conditioning, Demonstration, Prompt
 
 EXAMPLES = [example(i) for i in range(4)]
@@ -49,7 +49,8 @@ def test_gold_and_demonstrations() -> None:
 
 def test_a_row_ends_its_turn(base: BaseModel) -> None:
     rendered = base.render(Sums().messages(Prompt("Add."), EXAMPLES[0]))
-    row = token_row(base, rendered, "3 + 1 = 4")
+    row = token_row(base, rendered, Trace(EXAMPLES[0], "3 + 1 = 4"))
+    assert row.example == EXAMPLES[0].id
     assert base.decode(row.completion) == "3 + 1 = 4"
     assert row.completion[-1] == base.end_of_turn_ids[0]
     assert list(row.context) == base.encode(rendered)
@@ -58,7 +59,7 @@ def test_a_row_ends_its_turn(base: BaseModel) -> None:
 
 def test_loss_is_the_sum_over_completion_tokens_one_by_one(base: BaseModel) -> None:
     rows = [
-        token_row(base, base.render(Sums().messages(Prompt(p), e)), e.rationale)
+        token_row(base, base.render(Sums().messages(Prompt(p), e)), Trace(e, e.rationale))
         for p, e in zip(("Add.", "Add the two numbers that you see.", "", "Sum"), EXAMPLES, strict=True)
     ]
     expected = 0.0
@@ -71,4 +72,4 @@ def test_loss_is_the_sum_over_completion_tokens_one_by_one(base: BaseModel) -> N
         apart = sum(float(completion_loss(base, [row])) for row in rows)
     assert together == pytest.approx(expected, rel=1e-5)
     assert apart == pytest.approx(expected, rel=1e-5)
-    assert float(completion_loss(base, [TokenRow((5, 6), (7,))])) > 0
+    assert float(completion_loss(base, [TokenRow((5, 6), (7,), "x")])) > 0

@@ -67,6 +67,7 @@ def trainer(model: Model, at: Bench, settings: Settings = SETTINGS, total_steps:
         model.loss,
         weight=lambda item: item[2],
         cost=lambda item: Cost(10, 40.0),
+        name_of=lambda item: f"item-{ITEMS.index(item)}" if item in ITEMS else "bad",
         settings=settings,
         total_steps=total_steps,
         bench=at,
@@ -183,16 +184,38 @@ def test_bfloat16_parameters_are_updated_in_float32() -> None:
     assert all(t.dtype == torch.float32 for t in saved[0].values())
 
 
-def test_divergence_stops_with_the_step_and_the_fix() -> None:
+def test_divergence_stops_with_the_step_the_items_and_the_fix() -> None:
     model, at = Model(), bench()
-    training = trainer(model, at)
+    training = trainer(model, at, Settings(0.05, 8, 2, 0.2, 1.0, 2))
     training.run(batches(at)[:2])
+    before = model.weight.detach().clone()
     bad: Item = ((math.inf, 0.0, 0.0, 0.0), 0.0, 1.0)
-    with pytest.raises(CotuneError, match=r"step 3 of 9.*Lower the learning rate"):
-        training.run([[bad]])
+    with pytest.raises(CotuneError, match=r"loss is inf at step 3 of 9, on item-2, bad\. Lower the learning rate"):
+        training.run([[ITEMS[0], ITEMS[1], ITEMS[2], bad]])  # the second micro-batch
+    assert torch.equal(model.weight, before)
     kept = trainer(Model(), at)
     kept.restore()
     assert kept.step == 2
+
+
+def test_a_gradient_that_is_no_number_names_the_whole_batch() -> None:
+    class Root(Model):
+        """A finite loss with an infinite gradient."""
+
+        def loss(self, items: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
+            return (self.weight * 0).sum().sqrt(), {}
+
+    with pytest.raises(CotuneError, match=r"gradient norm is nan at step 1 of 9, on item-0, item-1, item-2\. Lower"):
+        trainer(Root(), bench(), Settings(0.05, 8, 2, 0.2, 1.0, 2)).run([ITEMS[:3]])
+
+
+def test_too_little_memory_names_what_to_change() -> None:
+    class Large(Model):
+        def loss(self, items: Sequence[Item]) -> tuple[Tensor, dict[str, float]]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(CotuneError, match=r"memory.*micro_batch_size \(now 8;.*gradient_checkpointing"):
+        trainer(Large(), bench()).run([ITEMS[:8]])
 
 
 def test_refuses_another_trainings_checkpoint() -> None:

@@ -106,7 +106,7 @@ class TransformersEngine:
         rows = [_Row(r, s) for r, ids in enumerate(prompts) if len(ids) <= room for s in samples]
 
         def decode(chosen: Sequence[_Row]) -> list[_Row]:
-            draws = None if greedy else _draws(chosen, requests, sampling)
+            draws = None if greedy else _draws(chosen, requests, sampling, self.base.model.device)
             return self._decode(chosen, prompts, adapters, sampling, draws)
 
         done = _halving_when_memory_runs_out(decode, rows)
@@ -272,15 +272,15 @@ def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
-def _draws(rows: Sequence[_Row], requests: Sequence[Request], sampling: Sampling) -> Tensor:
-    """Uniform numbers [B, max_new_tokens], row by row from its own stream."""
+def _draws(rows: Sequence[_Row], requests: Sequence[Request], sampling: Sampling, device: torch.device) -> Tensor:
+    """Uniform numbers [B, max_new_tokens], row by row from its own stream; drawn on the CPU, so the same everywhere."""
     draws = []
     for row in rows:
         text = f"{sampling.seed}\n{row.sample}\n{requests[row.request].prompt}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
         stream = torch.Generator().manual_seed(seed)
         draws.append(torch.rand(sampling.max_new_tokens, generator=stream, dtype=torch.float64))
-    return torch.stack(draws)
+    return torch.stack(draws).to(device)
 
 
 def _halving_when_memory_runs_out(

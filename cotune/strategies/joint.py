@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -22,6 +23,7 @@ from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
 from cotune.metatuned import Branch, Branches, MetaTuned, usable
+from cotune.models.checkpointing import checkpointed
 from cotune.models.lora import PendingLora, target_linears
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
@@ -47,19 +49,21 @@ _HERE = "(here-goes-the-prompt)"
 @dataclass(frozen=True)
 class Joint:
     """`choice_examples`: val examples that choose the state to keep. `teacher`: how D1's own completions are sampled
-    (with `source` self or both); its `max_new_tokens` is replaced by the task's limit.
+    (with `source` self or both); its `max_new_tokens` is replaced by the task's limit. `gradient_checkpointing` trades
+    time for memory in training.
     """
 
     settings: JointConfig
     choice_examples: int
     teacher: Sampling
+    gradient_checkpointing: bool
     levers: ClassVar[frozenset[str]] = frozenset({"prompt", "weights"})
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         own = config.weights
         teacher = Sampling(0, temperature=own.temperature, top_p=own.top_p, n=own.samples)
-        return cls(config.joint, config.prompt.choice_examples, teacher)
+        return cls(config.joint, config.prompt.choice_examples, teacher, config.runner.gradient_checkpointing)
 
     def plan(self, load: Workload) -> list[Work]:
         s, n = self.settings, self.teacher.n
@@ -102,7 +106,8 @@ class Joint:
             )
         tuned = self._untrained(begin.prompt, problem, bench)
         teacher = replace(self.teacher, max_new_tokens=problem.sampling.max_new_tokens, seed=bench.seed_for("teacher"))
-        run = _Run(self.settings, teacher, tuned, problem, problem.val[: self.choice_examples], bench)
+        val = problem.val[: self.choice_examples]
+        run = _Run(self.settings, teacher, tuned, problem, val, bench, self.gradient_checkpointing)
         try:
             run.train()
         except BudgetExhausted as error:
@@ -177,9 +182,10 @@ class _Run:
         problem: Problem,
         val: Sequence[Example],
         bench: Bench,
+        gradient_checkpointing: bool,
     ) -> None:
         self._settings, self._teacher, self._tuned, self._problem = settings, teacher, tuned, problem
-        self._val, self._bench = val, bench
+        self._val, self._bench, self._gradient_checkpointing = val, bench, gradient_checkpointing
         self._state = _State()
         self._unseen = AGREEMENT_EVERY  # micro-batches since the last look
         self._best: dict[str, Tensor] = {n: p.detach().clone() for n, p in tuned.tuner.parameters.items()}
@@ -323,13 +329,14 @@ class _Run:
         prompt_query = prompt_query if prompt_query != query else ()
         if s.prompt_signal == "gumbel" and example.id in self._state.prompts:
             question, relaxed = self._relaxed(example, self._state.prompts[example.id])
-            return JointItem(query, (), question, pair.completion, prompt_query, relaxed)
+            return JointItem(query, (), question, pair.completion, prompt_query, relaxed, example.id)
         return JointItem(
             query=query,
             target=self._tuned.generator.encode_answer(target) if target else (),
             question=self._question_ids(example, self._state.prompts.get(example.id, self._tuned.seed.instruction)),
             completion=() if turn == "prompt" or s.adapter_branch == "off" else pair.completion,
             prompt_query=prompt_query,
+            example=example.id,
         )
 
     def _relaxed(self, example: Example, instruction: str) -> tuple[tuple[int, ...], Relaxed]:
@@ -359,6 +366,7 @@ class _Run:
             self._loss,
             lambda _item: 1.0,
             self._cost,
+            lambda item: item.example,
             Settings(s.learning_rate, s.batch_size, s.micro_batch_size, s.warmup, s.max_grad_norm, s.checkpoint_every),
             total_steps,
             self._bench,
@@ -366,8 +374,10 @@ class _Run:
         )
 
     def _loss(self, items: Sequence[JointItem]) -> tuple[Tensor, dict[str, float]]:
-        tuner = self._tuned.tuner
-        terms = joint_terms(tuner, self._problem.base, items)
+        tuner, actor = self._tuned.tuner, self._problem.base
+        models = (tuner.prompts.base.model, tuner.encoder.base.model, actor.model)
+        with checkpointed(*models) if self._gradient_checkpointing else nullcontext():
+            terms = joint_terms(tuner, actor, items)
         self._unseen += 1
         look = tuner.shares and self._unseen > AGREEMENT_EVERY
         if look and (pull := agreement(terms, list(tuner.prompts.shared.values()))):

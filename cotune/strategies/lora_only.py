@@ -6,6 +6,7 @@ BetterTogether's BootstrapFinetune (sheet 01) for one module, with gold rational
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -18,6 +19,7 @@ from cotune.engines.base import Sampling
 from cotune.errors import BudgetExhausted, CotuneError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
+from cotune.models.checkpointing import checkpointed
 from cotune.models.lora import LoraFactors, attached, init_static, target_linears
 from cotune.strategies.base import Fixed, NoData, Problem, Work, Workload, fixed
 from cotune.supervision import TokenRow, Trace, accepted, completion_loss, gold, token_row
@@ -33,7 +35,7 @@ class LoraOnly:
 
     `drop_demonstrations` trains on the prompt without its demonstrations, so that the weights learn to do without
     them; the result still carries them (Algorithm 1 returns the tuned prompt with the tuned weights).
-    `choice_examples` val examples choose the epoch.
+    `choice_examples` val examples choose the epoch. `gradient_checkpointing` trades time for memory in training.
     """
 
     levers: ClassVar[frozenset[str]] = frozenset({"weights"})
@@ -54,6 +56,7 @@ class LoraOnly:
     checkpoint_every: int
     choice_examples: int
     drop_demonstrations: bool
+    gradient_checkpointing: bool
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
@@ -61,6 +64,7 @@ class LoraOnly:
             **config.weights.model_dump(),
             choice_examples=config.prompt.choice_examples,
             drop_demonstrations=config.sequential.drop_demonstrations,
+            gradient_checkpointing=config.runner.gradient_checkpointing,
         )
 
     def plan(self, load: Workload) -> list[Work]:
@@ -125,7 +129,7 @@ class LoraOnly:
             traces += own
         prompt = replace(begin.prompt, demonstrations=()) if self.drop_demonstrations else begin.prompt
         distinct = {(t.example.id, t.completion): t for t in traces}.values()
-        rows = [token_row(base, base.render(task.messages(prompt, t.example)), t.completion) for t in distinct]
+        rows = [token_row(base, base.render(task.messages(prompt, t.example)), t) for t in distinct]
         fitting = [row for row in rows if len(row) <= base.context_length]
         counts |= {"distinct": len(rows), "over_context": len(rows) - len(fitting), "kept": len(fitting)}
         bench.emit("traces", use="weights", source=self.source, examples=len(problem.train), **counts)
@@ -148,7 +152,8 @@ class LoraOnly:
         base = problem.base
 
         def loss(batch: Any) -> tuple[Tensor, dict[str, float]]:
-            with attached(base.model, parameters, scaling):
+            recompute = checkpointed(base.model) if self.gradient_checkpointing else nullcontext()
+            with recompute, attached(base.model, parameters, scaling):
                 return completion_loss(base, batch), {}
 
         def cost(row: TokenRow) -> Cost:
@@ -156,7 +161,18 @@ class LoraOnly:
 
         epochs = [shuffled_batches(rows, self.batch_size, bench.rng("epoch", e)) for e in range(self.epochs)]
         steps = sum(len(epoch) for epoch in epochs)
-        trainer = Trainer("lora", named, loss, lambda r: len(r.completion), cost, self._settings, steps, bench, best)
+        trainer = Trainer(
+            "lora",
+            named,
+            loss,
+            lambda row: len(row.completion),
+            cost,
+            lambda row: row.example,
+            self._settings,
+            steps,
+            bench,
+            best,
+        )
         scores: list[float] = list((trainer.restore() or {}).get("scores", []))
         for number, epoch in list(enumerate(epochs))[len(scores) :]:  # a resumed run has scored some already
             already = trainer.step - number * len(epoch)

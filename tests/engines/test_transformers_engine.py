@@ -13,7 +13,7 @@ from reference.dense_lora import decode_one
 
 from cotune.engines import engine
 from cotune.engines.base import Request, Sampling
-from cotune.engines.transformers_engine import TransformersEngine, _choose
+from cotune.engines.transformers_engine import TransformersEngine, _choose, _draws, _Row
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel, load, weights_digest
 from cotune.models.lora import LoraFactors, target_linears
@@ -144,6 +144,15 @@ def test_choosing_by_inverse_transform_and_top_p() -> None:
     # temperature 0.5 squares: 0.25, 0.09, 0.0225, 0.0025 of 0.365
     assert [token(u, temperature=0.5) for u in (0.68, 0.69, 0.99, 0.995)] == [0, 1, 2, 3]
     assert int(_choose(logits, Sampling(1), None)) == 0
+
+
+def test_draws_are_where_the_model_is() -> None:
+    """Else sampling on a GPU fails; here the other device is torch's one without data."""
+    sampling, elsewhere = Sampling(3, temperature=1.0), torch.device("meta")
+    draws_BT = _draws([_Row(0, 0), _Row(0, 1)], [Request("a")], sampling, elsewhere)
+    assert (draws_BT.device, draws_BT.shape) == (elsewhere, (2, 3))
+    logits_BV = torch.zeros(2, 5, device=elsewhere)
+    assert _choose(logits_BV, sampling, draws_BT[:, 0]).device == elsewhere
 
 
 def test_scores_equal_the_log_probabilities_of_generation(requests, transformers_engine) -> None:

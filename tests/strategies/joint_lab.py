@@ -105,6 +105,7 @@ class Lab:
     ledger: Ledger = field(default_factory=Ledger)
     store: MemoryStore = field(default_factory=MemoryStore)
     events: list[Event] = field(default_factory=list)
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         task = LuckyTask()
@@ -122,7 +123,7 @@ class Lab:
 
     @property
     def strategy(self) -> Joint:
-        return Joint(self.settings, 3, Sampling(0))
+        return Joint(self.settings, 3, Sampling(0), self.gradient_checkpointing)
 
     def tune(self) -> Tuned:
         return self.strategy.tune(SEED, self.problem, self.bench)

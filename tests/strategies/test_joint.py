@@ -12,7 +12,7 @@ import torch
 
 from cotune.bench import Bench, MemoryStore
 from cotune.engines.base import Engine, Request, Sampling
-from cotune.errors import UsageError
+from cotune.errors import CotuneError, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import Ledger
 from cotune.metatuned import MetaTuned
@@ -168,12 +168,74 @@ def test_a_budget_keeps_the_best_of_what_was_validated(base: BaseModel) -> None:
         assert lab.of("budget")
 
 
-def test_micro_batches_do_not_change_the_result(base: BaseModel) -> None:
-    one, split = Lab(base, changed(epochs=0)), Lab(base, changed(epochs=0, micro_batch_size=1))
-    left, right = one.tune(), split.tune()
+FIGURES = ("loss", "actor_loss", "prompt_loss", "answered", "taught", "grad_norm", "learning_rate")
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_micro_batches_do_not_change_the_result(base: BaseModel, micro: int) -> None:
+    prompts = ["good", "bad", "bad too"]
+    whole, split = (scripted(base, prompts, micro_batch_size=size, rollout_examples=8) for size in (4, micro))
+    left, right = whole.tune(), split.tune()
     assert isinstance(left, MetaTuned) and isinstance(right, MetaTuned)
     for name, parameter in left.tuner.parameters.items():
         torch.testing.assert_close(parameter, right.tuner.parameters[name], atol=1e-4, rtol=1e-3)
+    for one, other in zip(whole.of("step"), split.of("step"), strict=True):
+        assert [one[k] for k in FIGURES] == pytest.approx([other[k] for k in FIGURES], rel=1e-3)
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_bfloat16_models_are_trained_in_float32(random_model_dir: Path, training: str) -> None:
+    half = talkative(load(str(random_model_dir), device="cpu", dtype="bfloat16"))
+    lab = scripted(half, ["good", "bad", "bad too"], generator_training=training, learning_rate=1e-3)
+    lab.problem = Problem(lab.problem.task, lab.problem.train, (), half, half, ANSWERS)  # the last state comes back
+    tuned = lab.tune()
+    assert isinstance(tuned, MetaTuned)
+    found = lab.store.load_checkpoint("tune/joint")
+    assert found is not None
+    weights = {n.removeprefix("parameters/"): t for n, t in found[0].items() if n.startswith("parameters/")}
+    moments = [t for n, t in found[0].items() if n.startswith("adamw/")]
+    assert moments and all(t.dtype == torch.float32 for t in [*weights.values(), *moments])
+    of_model = torch.bfloat16 if training == "full" else torch.float32
+    for name, parameter in tuned.tuner.parameters.items():
+        assert parameter.dtype == (torch.float32 if name.startswith("lora/") else of_model)
+        assert torch.equal(parameter, weights[name].to(parameter.dtype))
+    if training == "full":  # more is remembered than bfloat16 can say
+        assert any(not torch.equal(w, w.bfloat16().float()) for n, w in weights.items() if n.startswith("shared/"))
+    losses = [e["loss"] for e in lab.of("step")]
+    assert losses[-1] < losses[0]
+
+
+def test_divergence_names_the_examples_and_keeps_the_last_checkpoint(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = scripted(base, ["good", "bad", "bad too"])
+    real, batches = joint_module.joint_loss, iter(range(10))
+
+    def broken(terms: Any, **weights: float) -> Any:
+        loss, named = real(terms, **weights)
+        return (loss * float("nan") if next(batches) == 3 else loss), named
+
+    monkeypatch.setattr(joint_module, "joint_loss", broken)
+    with pytest.raises(CotuneError, match=r"loss is nan at step 4 of 6, on (train-\d, ){3}train-\d\. Lower"):
+        lab.tune()
+    found = lab.bench.load_checkpoint("joint")
+    assert found is not None and found[1]["step"] == 3
+    assert all(bool(t.isfinite().all()) for t in found[0].values())
+
+
+def test_gradient_checkpointing_runs_forward_again_and_changes_no_byte(base: BaseModel, tmp_path: Path) -> None:
+    plain, recomputing = (scripted(base, ["good", "bad", "bad too"], epochs=1) for _ in range(2))
+    recomputing.gradient_checkpointing = True
+    passes: list[int] = []
+    # Before, not behind it: a second pass ends as soon as it has what the backward pass needs.
+    hook = base.model.get_submodule("model.layers.1.mlp").register_forward_pre_hook(
+        lambda *_: passes.append(torch.is_grad_enabled())
+    )
+    expected = saved(plain.tune(), tmp_path / "plain")
+    once = sum(passes)
+    assert saved(recomputing.tune(), tmp_path / "recomputing") == expected
+    hook.remove()
+    assert sum(passes) >= 3 * once > 0  # the second run makes every pass twice, and once more to look at agreement
 
 
 def test_joint_starts_from_a_prompt_alone(base: BaseModel) -> None:

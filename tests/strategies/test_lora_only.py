@@ -42,7 +42,13 @@ def base(random_model_dir: Path) -> BaseModel:
 
 def strategy(**changes: Any) -> LoraOnly:
     sequential = {"drop_demonstrations": changes.pop("drop_demonstrations", True)}
-    sections = {"weights": SMALL | changes, "sequential": sequential, "prompt": {"choice_examples": 4}}
+    runner = {"gradient_checkpointing": changes.pop("gradient_checkpointing", False)}
+    sections = {
+        "weights": SMALL | changes,
+        "sequential": sequential,
+        "prompt": {"choice_examples": 4},
+        "runner": runner,
+    }
     return LoraOnly.from_config(resolve({"strategy": "lora-only", "model": "x", "task": "micro-gsm8k"}, sections))
 
 
@@ -65,8 +71,7 @@ def scripted(scores: dict[int, float]) -> FakeEngine:
 
 def train_loss(base: BaseModel, given: Any, fixed: Fixed) -> float:
     rows = [
-        token_row(base, base.render(Sums().messages(fixed.prompt, t.example)), t.completion)
-        for t in gold(Sums(), given.train)
+        token_row(base, base.render(Sums().messages(fixed.prompt, t.example)), t) for t in gold(Sums(), given.train)
     ]
     factors, scaling = (fixed.adapter.factors, fixed.adapter.scaling) if fixed.adapter else ({}, 1.0)
     with torch.no_grad(), attached(base.model, factors, scaling):
@@ -236,6 +241,21 @@ def test_micro_batches_and_seeds(base: BaseModel) -> None:
     for name, (lora_a, lora_b) in whole.factors.items():
         torch.testing.assert_close(split.factors[name][0], lora_a, rtol=1e-3, atol=5e-4)
         torch.testing.assert_close(split.factors[name][1], lora_b, rtol=1e-3, atol=5e-4)
+
+
+def test_gradient_checkpointing_runs_forward_again_and_changes_no_byte(base: BaseModel) -> None:
+    given, passes = problem(base, train=8, val=4), list[int]()
+    # Before, not behind it: a second pass ends as soon as it has what the backward pass needs.
+    hook = base.model.get_submodule("model.layers.0.mlp").register_forward_pre_hook(lambda *_: passes.append(1))
+    digests, counts = [], []
+    for on in (False, True):
+        tuned = strategy(epochs=1, gradient_checkpointing=on).tune(START, given, bench(base, fake(half)))
+        assert isinstance(tuned, Fixed) and tuned.adapter
+        digests.append(tuned.adapter.digest)
+        counts.append(len(passes))
+    hook.remove()
+    assert digests[0] == digests[1]
+    assert counts == [2, 2 + 4]  # 2 steps
 
 
 def test_a_bfloat16_base_trains_float32_factors(random_model_dir: Path) -> None:

@@ -32,7 +32,7 @@ class JointItem:
     turn; empty where term 2 does not count the example. `question` is (prompt_i, x_i) as M reads it and `completion` is
     y_i with its end of turn; empty where term 1 does not count it. `prompt_query` is what G writes from, if that is not
     `query` (one of the two branches does not see x_i). `relaxed` is the prompt inside `question` where term 1 is to
-    reach it (straight-through Gumbel-softmax); such items have no target.
+    reach it (straight-through Gumbel-softmax); such items have no target. `example` is the example's id, for messages.
     """
 
     query: tuple[int, ...]
@@ -41,6 +41,7 @@ class JointItem:
     completion: tuple[int, ...]
     prompt_query: tuple[int, ...] = ()
     relaxed: Relaxed | None = None
+    example: str = ""
 
     @property
     def written_from(self) -> tuple[int, ...]:
