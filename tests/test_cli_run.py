@@ -189,6 +189,10 @@ def test_study_runs_what_is_not_finished(tmp_path: Path, random_model_dir: Path)
     assert f"None of the 2 runs of {part} is there" in compared.stderr
 
 
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+
+
 @pytest.mark.parametrize("command", ["run", "study"])
 def test_ctrl_c_exits_130_and_says_how_to_go_on(command: str, tmp_path: Path, random_model_dir: Path) -> None:
     config = tmp_path / "x.toml"
@@ -201,7 +205,7 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(command: str, tmp_path: Path, ra
     process = subprocess.Popen(
         [sys.executable, "-m", "cotune", *args, "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+        preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
     while process.poll() is None and not list(out.glob("*/work/journal.jsonl")):
         time.sleep(0.1)
@@ -233,7 +237,9 @@ def work():
 
 app(["work"])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, preexec_fn=_hear_ctrl_c
+    )
     assert (done.returncode, done.stderr) == (130, "Interrupted. Nothing was changed.\n")
 
 
