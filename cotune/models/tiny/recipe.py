@@ -79,6 +79,7 @@ RECIPES = {
         cycles=(
             Cycle(2e-3, (("reading", 1_400_000), ("mixture", 2_900_000))),
             Cycle(1e-3, (("finish", 900_000),)),
+            Cycle(1.5e-3, (("mixture", 5_500_000), ("finish", 1_500_000))),
         ),
         store="bfloat16", autocast=True,
     ),
