@@ -148,13 +148,8 @@ def drawing(sheets: Sequence[Sheet], legend: str) -> Callable[[Console], None]:
 
     def draw(console: Console) -> None:
         for sheet in sheets:
-            table = Table(
-                title=Text(escape.clean(sheet.title), style="bold"),
-                title_justify="left",
-                box=box.SIMPLE_HEAD,
-                padding=(0, 1, 0, 0),
-                show_edge=False,
-            )
+            console.print(Text(escape.clean(sheet.title), style="bold"))  # a Table would break it at its own width
+            table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
             for i, name in enumerate(sheet.header):
                 table.add_column(Text(escape.clean(name)), justify="right" if i else "left")
             for row in sheet.rows:

@@ -175,8 +175,8 @@ def attached(model: nn.Module, factors: Factors, scaling: float = 1.0) -> Iterat
     Yields `select(rows)`: from then on row i is what was row `rows[i]`, for decoding loops that drop or repeat rows.
 
     A row whose factors are zero gets exactly the base model's output (y + 0, same batch). Nested contexts add
-    up. On exit, also by an exception, the layers' own forward is back. With gradient checkpointing the backward
-    pass must run inside the context, because it calls forward again.
+    up. On exit, also by an exception, the layers' own forward is back. A backward pass that calls forward again finds
+    it gone, unless the graph was built with models/checkpointing.py, which remembers it.
     Raises UsageError for names the model lacks or shapes that do not fit.
     """
     modules = dict(model.named_modules()) if factors else {}
