@@ -100,6 +100,11 @@ def measured_examples(config: RunConfig, data: Dataset) -> tuple[Example, ...]:
     return data.val
 
 
+def is_crossed(config: RunConfig, strategy: Strategy) -> bool:
+    """Whether the 2x2 is measured: both levers were turned, and it is not settings that are being chosen."""
+    return strategy.levers == {"prompt", "weights"} and config.measured == "test"
+
+
 def seed_prompt(config: RunConfig, task: Task) -> Fixed:
     return Fixed(Prompt(config.seed_instruction or task.seed_instruction))
 
@@ -163,7 +168,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     limit = decoding(config, learned).max_new_tokens
     load = Workload(len(data.train), len(data.val), question, reference, limit)
     test = len(measured_examples(config, data))
-    cells = 4 if strategy.levers == {"prompt", "weights"} else 1
+    cells = 4 if is_crossed(config, strategy) else 1
     works = strategy.plan(load)
     measured = [Work.generation("measure on test", cells * test, question, sampling.max_new_tokens)]
     return {
@@ -261,7 +266,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
             rows = prediction_rows(evaluate(task, measured, ours, sampling, measure, label=config.measured))
         folder.write_rows("predictions.jsonl", rows)
         crossed: list[dict[str, Any]] = []
-        if strategy.levers == {"prompt", "weights"}:
+        if is_crossed(config, strategy):
             crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
     return {

@@ -170,13 +170,15 @@ def test_val_is_measured_without_reading_test(
         read.append(split)
         return generate(self, split, *args)
 
-    choosing = config.model_copy(update={"strategy": "zero-shot", "measured": "val"})
+    choosing = config.model_copy(update={"measured": "val"})
     data = experiment.dataset(choosing, make_task(choosing.task))
     monkeypatch.setattr(MicroCosmosQA, "generate_rows", noted)
     folder = experiment.run(choosing, tmp_path).folder
     assert [r["id"] for r in read_rows(folder / "predictions.jsonl")] == [e.id for e in data.val]
     used = json.loads((folder / "data.json").read_text())["used"]
     assert used.keys() == {"train", "val"}
+    assert summary(folder)["cells"] is None
+    assert not (folder / "crossed.jsonl").exists()
     assert read.count("test") == 1  # for the overlap alone; a measured test split is read once more
     with pytest.raises(UsageError, match="not of the task"):
         resolve(choosing.model_dump(), {"train_tasks": ["micro-math"]})
