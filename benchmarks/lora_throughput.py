@@ -30,7 +30,7 @@ from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors, target_linears
 
 SIZES = ("tiny", "105m")
-RANK, SCALING, PROMPT_TOKENS = 8, 2.0, 64
+RANK, SCALING = 8, 2.0
 
 
 def random_adapter(base: BaseModel, seed: int) -> LoraFactors:
@@ -60,12 +60,14 @@ def with_peft(size: str, adapters: list[LoraFactors]) -> peft.PeftModel:
     return wrapped
 
 
-def variants(size: str, rows: int, new_tokens: int, loop_rows: int) -> dict[str, Callable[[], Tensor]]:
+def variants(
+    size: str, rows: int, prompt_tokens: int, new_tokens: int, loop_rows: int
+) -> dict[str, Callable[[], Tensor]]:
     """Name -> function that generates and returns the new tokens [rows generated, new_tokens]."""
     base = random_model(size)
     adapters = [random_adapter(base, i) for i in range(rows)]
     engine = TransformersEngine(base, batch_size=rows)
-    prompts = [f"{i:03d} " + "x" * (PROMPT_TOKENS - 4) for i in range(rows)]
+    prompts = [f"{i:03d} " + "x" * (prompt_tokens - 4) for i in range(rows)]
     ids = torch.tensor([base.encode(prompt) for prompt in prompts])
     sampling = Sampling(new_tokens)
     wrapped = with_peft(size, adapters)
@@ -109,9 +111,11 @@ def variants(size: str, rows: int, new_tokens: int, loop_rows: int) -> dict[str,
     }
 
 
-def measure(size: str, rows: int, new_tokens: int, rounds: int, loop_rows: int) -> dict[str, dict[str, float]]:
+def measure(
+    size: str, rows: int, prompt_tokens: int, new_tokens: int, rounds: int, loop_rows: int
+) -> dict[str, dict[str, float]]:
     """Name -> tokens per second (median) and how many times faster a generated adapter per row is."""
-    runs = variants(size, rows, new_tokens, loop_rows)
+    runs = variants(size, rows, prompt_tokens, new_tokens, loop_rows)
     tokens = {name: run() for name, run in runs.items()}  # warm-up
     mine = tokens["generated adapter per row"]
     for name in ("PEFT, mixed batch", "PEFT, loop over examples"):
@@ -132,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all")
     parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loop-rows", type=int, default=4, help="examples of the loop, whose speed is extrapolated")
@@ -140,11 +145,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for size in SIZES if options.size == "all" else [options.size]:
-        result = measure(size, options.rows, options.new_tokens, options.rounds, options.loop_rows)
+        result = measure(
+            size, options.rows, options.prompt_tokens, options.new_tokens, options.rounds, options.loop_rows
+        )
         if options.json:
             print(json.dumps({"size": size, "rows": options.rows, "threads": options.threads, "variants": result}))
             continue
-        print(f"{size}, batch of {options.rows}, {options.new_tokens} new tokens, {options.threads} thread(s)")
+        tokens = f"{options.prompt_tokens} + {options.new_tokens} tokens"
+        print(f"{size}, batch of {options.rows}, {tokens}, {options.threads} thread(s)")
         for name, row in result.items():
             print(f"  {name:28}{row['tokens_per_second']:10,.0f} tok/s   {row['generated_is_times']:6.2f}x")
         print("  (x: how many times as fast a generated adapter per row is)")
