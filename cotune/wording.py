@@ -98,7 +98,7 @@ def export_sheet(report: Mapping[str, Any]) -> Sheet:
 
 def study_line(row: Mapping[str, Any]) -> str:
     """One run of a study."""
-    line = f"{row['status']:<7} {_study_run(row)}"
+    line = f"{row['status']:<7} {row['run'] or row['experiment']}"
     if row["score"] is not None:
         line += f": {row['metric']} {100 * row['score']:.1f}%"
     if row["reason"]:
@@ -111,12 +111,8 @@ def study_plan_text(costs: Mapping[str, Any]) -> str:
     lines = []
     for row in costs["runs"]:
         ending = _cost(row) if row["status"] == "planned" else row["reason"]
-        lines.append(f"{row['status']:<8} {_study_run(row)}" + (f": {ending}" if ending else ""))
+        lines.append(f"{row['status']:<8} {row['run'] or row['experiment']}" + (f": {ending}" if ending else ""))
     return _lines([*lines, f"at most, all together: {_cost(costs['total'])}"])
-
-
-def _study_run(row: Mapping[str, Any]) -> str:
-    return f"{row['task']} {row['strategy']} {row['model']} seed {row['seed']}" if row["run"] else row["experiment"]
 
 
 def _cost(row: Mapping[str, Any]) -> str:
