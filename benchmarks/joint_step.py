@@ -46,10 +46,10 @@ from cotune.engines.transformers_engine import TransformersEngine
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel
 from cotune.models.checkpointing import checkpointed
-from cotune.models.lora import attached, init_static, target_linears
+from cotune.models.lora import attached, init_static
 from cotune.models.metatuner.generator import MetaTuner
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
-from cotune.strategies.joint import AGREEMENT_EVERY
+from cotune.strategies.joint import AGREEMENT_EVERY, tuner_arguments
 from cotune.supervision import TokenRow, completion_loss
 from cotune.training import Cost, Settings, Trainer
 
@@ -129,27 +129,8 @@ def variants(
     actor: BaseModel, generator: BaseModel, settings: JointConfig, recompute: bool
 ) -> tuple[dict[str, Variant], MetaTuner]:
     items = items_for(actor, generator, settings.batch_size)
-    linears = target_linears(actor.model, settings.target_modules, settings.rank)
-    shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
-    scaling = settings.lora_alpha / settings.rank
-
-    def tuner() -> MetaTuner:
-        return MetaTuner(
-            generator,
-            shapes,
-            share=settings.share,
-            sharing=settings.sharing,
-            generator_training=settings.generator_training,
-            generator_rank=settings.generator_rank,
-            rank=settings.rank,
-            scaling=scaling,
-            width=settings.width,
-            pooling=settings.pooling,
-            layer_embedding=settings.layer_embedding,
-            seed=0,
-        )
-
-    both, prompts_only = tuner(), tuner()
+    arguments, shapes = tuner_arguments(settings, actor, seed=0)
+    both, prompts_only = (MetaTuner(generator, shapes, **arguments) for _ in range(2))
     factors = init_static(actor.model, settings.target_modules, settings.rank, torch.Generator().manual_seed(0))
     lora = {f"{name}.{part}": p for name, pair in factors.items() for part, p in zip("ab", pair, strict=True)}
 
@@ -165,7 +146,7 @@ def variants(
         return joint_loss(joint_terms(prompts_only, actor, chosen), settings.alpha)
 
     def weights(chosen: Sequence[TokenRow]) -> tuple[Tensor, dict[str, float]]:
-        with attached(actor.model, factors, scaling):
+        with attached(actor.model, factors, arguments["scaling"]):
             return completion_loss(actor, chosen), {}
 
     def joint_variant(loss: Callable[[Sequence[JointItem]], tuple[Tensor, dict[str, float]]]) -> Variant:
@@ -224,7 +205,7 @@ def rollout_speed(actor: BaseModel, tuner: MetaTuner, batch: int, device: str) -
     """Tokens per second: prompts sampled from G, answers by M under an adapter per query."""
     generator, rows = tuner.prompts.base, batch * SAMPLES
     queries = [f"{i:03d} " + "x" * (QUERY - 4) for i in range(batch)]  # a token per letter
-    adapters = tuner.generate_adapters([generator.encode(q) for q in queries])
+    adapters = tuner.adapters_at(tuner.latents([generator.encode(q) for q in queries]))
     with tuner.prompts.rewriter() as rewriter:
         asked = [Request(q, rewriter.adapter) for q in queries]
     tasks = {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cotune.bench import Bench, ignore
 from cotune.config import RunConfig
@@ -24,13 +24,13 @@ from cotune.engines import engine as make_engine
 from cotune.engines.base import Engine, Sampling
 from cotune.errors import CotuneError, DataError, UsageError
 from cotune.evaluate import evaluate
-from cotune.ledger import Ledger, forward_flops, training_flops
-from cotune.models.base import BaseModel, load, outline
+from cotune.ledger import Ledger
+from cotune.models.base import BaseModel, load
 from cotune.plugins import resolve
 from cotune.record import RunFolder, environment, read_rows
 from cotune.serving import per_example
 from cotune.strategies import STRATEGIES
-from cotune.strategies.base import Fixed, NoData, Problem, Strategy, Work, Workload
+from cotune.strategies.base import Fixed, NoData, Problem, Strategy
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
 from cotune.tasks.data import Dataset, content_digest
@@ -40,11 +40,6 @@ from cotune.tasks.mixture import Mixture, mixed
 from cotune.values import Conditioning, Evaluation, Event, Example, Outcome, Prompt, digest
 
 Listener = Callable[[Event], None]
-
-
-class Sized(Protocol):
-    @property
-    def parameters_count(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,10 @@ def learned_task(config: RunConfig, task: Task) -> Task:
 
 
 def dataset(config: RunConfig, task: Task) -> Dataset:
-    """Test of `task`; train and val of `task` too, or of `train_tasks`."""
+    """Test of `task`; train and val of `task` too, or of `train_tasks`.
+
+    Raises UsageError when val is to be measured and there is none.
+    """
 
     def read(task: Task, train: int | None, val: int | None) -> Dataset:
         return load_data(
@@ -86,18 +84,16 @@ def dataset(config: RunConfig, task: Task) -> Dataset:
 
     names, limits = config.train_tasks, (config.limit_train, config.limit_val)
     if not names:
-        return read(task, *limits)
+        data = read(task, *limits)
+        if config.measured == "val" and not data.val:
+            raise UsageError("measured = 'val' but there are no val examples. Give more train rows, or measure test.")
+        return data
     train, val = (None if limit is None else math.ceil(limit / len(names)) for limit in limits)
     return mixed(read(task, 0, 0), [read(make_task(name), train, val) for name in names], *limits)
 
 
 def measured_examples(config: RunConfig, data: Dataset) -> tuple[Example, ...]:
-    """Raises UsageError when val is to be measured and there is none."""
-    if config.measured == "test":
-        return data.test()
-    if not data.val:
-        raise UsageError("measured = 'val' but there are no val examples. Raise --limit-val, or measure test.")
-    return data.val
+    return data.test() if config.measured == "test" else data.val
 
 
 def is_crossed(config: RunConfig, strategy: Strategy) -> bool:
@@ -120,7 +116,7 @@ def generator_model(config: RunConfig, base: BaseModel) -> BaseModel:
     return base if name in (None, config.model) else base_model(config, str(name))
 
 
-def pairing(config: RunConfig, generator: Sized, base: Sized) -> list[str]:
+def pairing(config: RunConfig, generator: BaseModel, base: BaseModel) -> list[str]:
     """A note when G is smaller than M: in the paper it is the larger one, so the two may have been swapped."""
     if config.generator is None or generator.parameters_count >= base.parameters_count:
         return []
@@ -143,54 +139,6 @@ def engine_factory(config: RunConfig) -> Callable[[BaseModel], Engine]:
         )
 
     return build
-
-
-def plan(config: RunConfig) -> dict[str, Any]:
-    """The resolved config, what would be run and the most it would cost; runs nothing, loads no weights.
-
-    Lengths are means over at most 64 train examples. FLOPs are by the ledger's formula, with every trained token
-    counted at 4 N (the trained part itself is small).
-    Raises CotuneError like `run` for a config, data or model that cannot be used.
-    """
-    task = make_task(config.task)
-    strategy = make_strategy(config)
-    data = dataset(config, task)
-    learned, sampling = learned_task(config, task), decoding(config, task)
-    outlined = outline(config.model)
-    start = seed_prompt(config, task).prompt
-
-    def mean_tokens(texts: list[str]) -> int:
-        return math.ceil(sum(len(outlined.encode(t)) for t in texts) / len(texts))
-
-    sample = data.train[:64]
-    question = mean_tokens([outlined.render(learned.messages(start, e)) for e in sample])
-    reference = mean_tokens([learned.reference_completion(e) for e in sample])
-    limit = decoding(config, learned).max_new_tokens
-    load = Workload(len(data.train), len(data.val), question, reference, limit)
-    test = len(measured_examples(config, data))
-    cells = 4 if is_crossed(config, strategy) else 1
-    works = strategy.plan(load)
-    measured = [Work.generation("measure on test", cells * test, question, sampling.max_new_tokens)]
-    return {
-        "config": config.model_dump(mode="json"),
-        "run": config.run_name,
-        "parameters": outlined.parameters_count,
-        "examples": {"train": len(data.train), "val": len(data.val), "test": test},
-        "mean_tokens": {"question": question, "reference": reference, "completion_limit": sampling.max_new_tokens},
-        "tuning_at_most": _cost(works, outlined.parameters_count),
-        "measuring_at_most": _cost(measured, outlined.parameters_count),
-        "notes": [*data.report.warnings, *pairing(config, outline(config.generator or config.model), outlined)],
-    }
-
-
-def _cost(works: Sequence[Work], parameters: int) -> dict[str, Any]:
-    forward, trained = sum(w.forward_tokens for w in works), sum(w.trained_tokens for w in works)
-    return {
-        "work": [f"{w.what}: {w.calls:,} calls, {w.forward_tokens + w.trained_tokens:,} tokens" for w in works],
-        "calls": sum(w.calls for w in works),
-        "tokens": forward + trained,
-        "flops": forward_flops(parameters, forward) + training_flops(parameters, 0, trained),
-    }
 
 
 def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener = ignore) -> RunResult:

@@ -133,7 +133,7 @@ def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
 
     An experiment that cannot be planned is a row with status "failed" and its reason.
     """
-    from cotune import experiment as composition
+    from cotune import planning
 
     rows: list[dict[str, Any]] = []
     sums = {f"{account}_{unit}": (account, unit) for account in ("tuning", "measuring") for unit in ("tokens", "flops")}
@@ -147,7 +147,7 @@ def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
             status = "finished"
         else:
             try:
-                plan = composition.plan(experiment.config)
+                plan = planning.plan(experiment.config)
                 cost = {key: plan[f"{account}_at_most"][unit] for key, (account, unit) in sums.items()}
             except CotuneError as error:
                 status, reason = "failed", str(error)

@@ -39,6 +39,7 @@ RANK = {
     "strategies": 10,
     "experiment": 11,
     "finished": 12,
+    "planning": 12,
     "export": 13,
     "progress": 12,
     "output": 12,

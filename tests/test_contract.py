@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy import Wrapped
 
 from cotune.bench import Bench, MemoryStore
 from cotune.config import RunConfig, resolve
@@ -77,27 +78,19 @@ class Interrupted(BaseException):
 
 
 @dataclass
-class Watched:
-    """The real engine, with every prompt noted; raises Interrupted before the `stop_at`-th batch."""
+class Watched(Wrapped):
+    """Every prompt noted; raises Interrupted before the `stop_at`-th batch."""
 
-    inner: TransformersEngine
     prompts: list[str] = field(default_factory=list)
     batches: int = 0
     stop_at: int | None = None
-    name: str = "transformers"
-
-    def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
-        return self.inner.plan(requests, sampling)
-
-    def token_count(self, prompt: str) -> int:
-        return self.inner.token_count(prompt)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if self.batches == self.stop_at:
             raise Interrupted
         self.batches += 1
         self.prompts += [r.prompt for r in requests]
-        return self.inner.generate(requests, sampling)
+        return super().generate(requests, sampling)
 
 
 @dataclass

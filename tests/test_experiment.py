@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cotune import experiment, finished
+from cotune import experiment, finished, planning
 from cotune.config import RunConfig, resolve
 from cotune.errors import DataError, UsageError
 from cotune.record import read_rows
@@ -110,7 +110,7 @@ def test_regrade_changes_nothing_until_the_grader_changes(
 
 
 def test_plan_is_an_upper_bound(config: RunConfig, run: Path) -> None:
-    planned = experiment.plan(config)
+    planned = planning.plan(config)
     assert planned["examples"] == {"train": 8, "val": 4, "test": 10}
     spent = json.loads((run / "summary.json").read_text())["cost"]["tuning"]
     assert 0 < spent["tokens"] <= 1.5 * planned["tuning_at_most"]["tokens"]  # tuned prompts may be longer than the seed
@@ -186,6 +186,16 @@ def test_val_is_measured_without_reading_test(
 
 def test_a_generator_smaller_than_the_model_is_said_before_anything_runs() -> None:
     names = {"strategy": "joint", "task": "micro-gsm8k"}
-    (note,) = experiment.plan(resolve(names, {"model": "tiny-4m", "generator": "tiny"}))["notes"]
+    (note,) = planning.plan(resolve(names, {"model": "tiny-4m", "generator": "tiny"}))["notes"]
     assert "swap --generator and --model" in note
-    assert experiment.plan(resolve(names, {"model": "tiny", "generator": "tiny-4m"}))["notes"] == []
+    assert planning.plan(resolve(names, {"model": "tiny", "generator": "tiny-4m"}))["notes"] == []
+
+
+def test_no_val_to_measure_is_said_before_anything_is_tuned(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "micro-cosmosqa").mkdir()
+    for split, count in (("train", 2), ("test", 2)):  # too few to carve val from
+        rows = MicroCosmosQA().generate_rows(split, count)
+        (tmp_path / "micro-cosmosqa" / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    choosing = config.model_copy(update={"measured": "val", "data": str(tmp_path)})
+    with pytest.raises(UsageError, match="no val examples"):
+        experiment.dataset(choosing, make_task(choosing.task))

@@ -41,6 +41,16 @@ def cotune(*args: str | Path) -> Result:
     return CliRunner().invoke(app, [str(a) for a in args])
 
 
+def opened(run: Path) -> tuple[RunConfig, MetaTuned, Bench]:
+    config = resolve(read_json(run / "config.json"))
+    model = base_model(config, config.model)
+    tuned = load_tuned(run / "tuned", model)
+    assert isinstance(tuned, MetaTuned)
+    build = engine_factory(config)
+    bench = Bench(model, build(model), build, Ledger(), MemoryStore(), 0)
+    return config, tuned, bench
+
+
 @pytest.fixture(scope="module")
 def joint_run(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> Path:
     out = tmp_path_factory.mktemp("results")
@@ -145,12 +155,7 @@ def test_the_test_split_stays_untouched(joint_run: Path, tmp_path: Path, monkeyp
 
 
 def test_fewer_different_queries_than_groups(joint_run: Path) -> None:
-    config = resolve(read_json(joint_run / "config.json"))
-    model = base_model(config, config.model)
-    tuned = load_tuned(joint_run / "tuned", model)
-    assert isinstance(tuned, MetaTuned)
-    build = engine_factory(config)
-    bench = Bench(model, build(model), build, Ledger(), MemoryStore(), 0)
+    config, tuned, bench = opened(joint_run)
     first, second = dataset(config, make_task(config.task)).train[:2]
     examples = [first, first, second, first]
     assert sorted(group(tuned, examples, tuned.latents(examples), 4, bench).sizes) == [1, 3]
@@ -181,12 +186,7 @@ def test_the_run_says_what_serving_costs(joint_run: Path, random_model_dir: Path
 
 
 def test_every_example_a_group_of_its_own_loses_nothing(joint_run: Path, tmp_path: Path) -> None:
-    config = resolve(read_json(joint_run / "config.json"))
-    model = base_model(config, config.model)
-    tuned = load_tuned(joint_run / "tuned", model)
-    assert isinstance(tuned, MetaTuned)
-    build = engine_factory(config)
-    bench = Bench(model, build(model), build, Ledger(), MemoryStore(), 0)
+    config, tuned, bench = opened(joint_run)
     examples = dataset(config, make_task(config.task)).train
     own, grouped = (
         tuned.condition(examples, bench),

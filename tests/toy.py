@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cotune.bench import Bench, MemoryStore
-from cotune.engines.base import Engine, Sampling
+from cotune.engines.base import Engine, Request, Sampling
 from cotune.engines.fake import FakeEngine
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel
 from cotune.strategies.base import Problem
 from cotune.tasks.base import Task
-from cotune.values import Event, Example, Grade, Outcome
+from cotune.values import Completion, Event, Example, Grade, Outcome
 
 _NUMBER = re.compile(r"-?\d+")
 
@@ -42,6 +43,23 @@ class Sums(Task):
             return Grade(Outcome.TRUNCATED, None, 0.0)
         right = bool(numbers) and numbers[-1] == example.reference
         return Grade(Outcome.CORRECT if right else Outcome.WRONG, numbers[-1] if numbers else None, float(right))
+
+
+@dataclass
+class Wrapped:
+    """The real engine, for tests that watch what reaches it."""
+
+    inner: Engine
+    name: str = field(default="transformers", kw_only=True)
+
+    def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
+        return self.inner.plan(requests, sampling)
+
+    def token_count(self, prompt: str) -> int:
+        return self.inner.token_count(prompt)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        return self.inner.generate(requests, sampling)
 
 
 def example(i: int) -> Example:

@@ -55,7 +55,11 @@ def _of_study(folders: list[Path], study: Path) -> list[Path]:
     from cotune.errors import UsageError
     from cotune.study import experiments
 
-    names = {e.config.run_name for e in experiments(study, {}) if e.config}
+    planned = experiments(study, {})
+    for e in planned:
+        if e.config is None:
+            note(f"{e.source} cannot be used: {e.reason}")
+    names = {e.config.run_name for e in planned if e.config}
     there = [folder / name for folder in folders for name in sorted(names) if (folder / name).is_dir()]
     missing = len(names - {path.name for path in there})
     if not there:

@@ -108,11 +108,11 @@ def _calm_libraries(quiet: bool) -> None:
 
 
 def _plan(config: RunConfig, out: Path, name: str | None, as_json: bool) -> None:
-    from cotune import experiment
+    from cotune import planning
     from cotune.wording import nested_text
 
     with redirect_stdout(sys.stderr):
-        planned = experiment.plan(config)
+        planned = planning.plan(config)
     planned = {"folder": str(out / (name or config.run_name)), **planned}
     _emit_report(planned, nested_text, as_json)
 

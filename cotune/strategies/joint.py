@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -23,8 +23,10 @@ from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import training_flops
 from cotune.metatuned import Branch, Branches, MetaTuned, usable
+from cotune.models.base import BaseModel
 from cotune.models.checkpointing import checkpointed
 from cotune.models.lora import PendingLora, target_linears
+from cotune.models.metatuner.lora_generator import Shapes
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
 from cotune.models.metatuner.relaxation import Relaxed, same_vocabulary
@@ -116,22 +118,27 @@ class Joint:
 
     def _untrained(self, seed: Prompt, problem: Problem, bench: Bench) -> MetaTuned:
         s = self.settings
-        settings = {
-            "share": s.share,
-            "sharing": s.sharing,
-            "generator_training": s.generator_training,
-            "generator_rank": s.generator_rank,
-            "rank": s.rank,
-            "scaling": s.lora_alpha / s.rank,
-            "width": s.width,
-            "pooling": s.pooling,
-            "layer_embedding": s.layer_embedding,
-            "seed": bench.seed_for("initial weights"),
-        }
-        linears = target_linears(problem.base.model, s.target_modules, s.rank)
-        shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
+        settings, shapes = tuner_arguments(s, problem.base, bench.seed_for("initial weights"))
         branches = Branches(s.prompt_branch, s.adapter_branch, s.max_prompt_tokens)
         return MetaTuned.create(problem.task, seed, branches, problem.generator, problem.base.digest, settings, shapes)
+
+
+def tuner_arguments(s: JointConfig, actor: BaseModel, seed: int) -> tuple[dict[str, Any], Shapes]:
+    """What MetaTuner is made with, besides G: its settings, and the layers of M that it makes adapters for."""
+    settings = {
+        "share": s.share,
+        "sharing": s.sharing,
+        "generator_training": s.generator_training,
+        "generator_rank": s.generator_rank,
+        "rank": s.rank,
+        "scaling": s.lora_alpha / s.rank,
+        "width": s.width,
+        "pooling": s.pooling,
+        "layer_embedding": s.layer_embedding,
+        "seed": seed,
+    }
+    linears = target_linears(actor.model, s.target_modules, s.rank)
+    return settings, {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
 
 
 def round_ends(settings: JointConfig, items: int) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cotune.bench import Bench, MemoryStore
-from cotune.engines.base import Engine, Request, Sampling
+from cotune.engines.base import Request, Sampling
 from cotune.engines.transformers_engine import TransformersEngine
 from cotune.errors import CotuneError
 from cotune.evaluate import evaluate
@@ -24,6 +24,7 @@ from cotune.models.metatuner import generator as generator_module
 from cotune.models.metatuner.generator import MetaTuner
 from cotune.values import Completion, Conditioning, Example
 from tests.strategies.joint_lab import ANSWERS, Lab, changed, rows, talkative, untrained
+from tests.toy import Wrapped
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +33,14 @@ def base(random_model_dir: Path) -> BaseModel:
 
 
 @dataclass
-class Counting:
-    """The real engine; every request that it answered, and its adapter."""
+class Counting(Wrapped):
+    """Every request that was answered."""
 
-    inner: Engine
     asked: list[Request] = field(default_factory=list)
-    name: str = "transformers"
-
-    def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
-        return self.inner.plan(requests, sampling)
-
-    def token_count(self, prompt: str) -> int:
-        return self.inner.token_count(prompt)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         self.asked += [Request(r.prompt) for r in requests]
-        return self.inner.generate(requests, sampling)
+        return super().generate(requests, sampling)
 
 
 def trained(lab: Lab) -> MetaTuned:

@@ -1,0 +1,72 @@
+"""What a run would do and the most that it can cost, before anything runs. Loads data and tokenizers, no weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cotune.config import RunConfig
+from cotune.experiment import (
+    dataset,
+    decoding,
+    is_crossed,
+    learned_task,
+    make_strategy,
+    measured_examples,
+    pairing,
+    seed_prompt,
+)
+from cotune.ledger import forward_flops, training_flops
+from cotune.models.base import outline
+from cotune.strategies.base import Work, Workload
+from cotune.tasks import task as make_task
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """The resolved config, what would be run and the most it would cost; runs nothing, loads no weights.
+
+    Lengths are means over at most 64 train examples. FLOPs are by the ledger's formula, with every trained token
+    counted at 4 N (the trained part itself is small).
+    Raises CotuneError like `run` for a config, data or model that cannot be used.
+    """
+    task = make_task(config.task)
+    strategy = make_strategy(config)
+    data = dataset(config, task)
+    learned, sampling = learned_task(config, task), decoding(config, task)
+    outlined = outline(config.model)
+    generator = outline(config.generator) if config.generator else outlined
+    start = seed_prompt(config, task).prompt
+
+    def mean_tokens(texts: list[str]) -> int:
+        return math.ceil(sum(len(outlined.encode(t)) for t in texts) / len(texts))
+
+    sample = data.train[:64]
+    question = mean_tokens([outlined.render(learned.messages(start, e)) for e in sample])
+    reference = mean_tokens([learned.reference_completion(e) for e in sample])
+    limit = decoding(config, learned).max_new_tokens
+    load = Workload(len(data.train), len(data.val), question, reference, limit)
+    test = len(measured_examples(config, data))
+    cells = 4 if is_crossed(config, strategy) else 1
+    works = strategy.plan(load)
+    measured = [Work.generation(f"measure on {config.measured}", cells * test, question, sampling.max_new_tokens)]
+    return {
+        "config": config.model_dump(mode="json"),
+        "run": config.run_name,
+        "parameters": outlined.parameters_count,
+        "examples": {"train": len(data.train), "val": len(data.val), "test": test},
+        "mean_tokens": {"question": question, "reference": reference, "completion_limit": sampling.max_new_tokens},
+        "tuning_at_most": _cost(works, outlined.parameters_count),
+        "measuring_at_most": _cost(measured, outlined.parameters_count),
+        "notes": [*data.report.warnings, *pairing(config, generator, outlined)],
+    }
+
+
+def _cost(works: Sequence[Work], parameters: int) -> dict[str, Any]:
+    forward, trained = sum(w.forward_tokens for w in works), sum(w.trained_tokens for w in works)
+    return {
+        "work": [f"{w.what}: {w.calls:,} calls, {w.forward_tokens + w.trained_tokens:,} tokens" for w in works],
+        "calls": sum(w.calls for w in works),
+        "tokens": forward + trained,
+        "flops": forward_flops(parameters, forward) + training_flops(parameters, 0, trained),
+    }
