@@ -9,21 +9,22 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from cotune.compare import escape
 from cotune.compare.runs import CELLS
 from cotune.compare.stats import Estimate
-from cotune.compare.tables import Group, Row, cost, record, seeds, serving
+from cotune.compare.tables import Group, Overall, Row, cost, overall, record, score_range, seeds, serving
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LEGEND = (
     "Brackets: 95% intervals over test examples (score: Wilson; Δ: paired by example, Student's t; "
-    "* when 0 is outside). Several seeds: each example's mean over them."
+    "* when 0 is outside). Several seeds: each example's mean over them; "
+    "the intervals do not cover other seeds, the range shows those that were run."
 )
 
 
@@ -38,7 +39,10 @@ class Sheet:
 
 
 def sheets(groups: Sequence[Group]) -> list[Sheet]:
-    """Of each group the scores, the costs, what an answer costs, and the 2x2 where a strategy turned both levers."""
+    """Of each group the scores, the costs, what an answer costs, and the 2x2 where a strategy turned both levers.
+
+    Then, where there are several tasks, their mean.
+    """
     out = []
     for group in groups:
         title = f"{group.task} · {group.model} · {group.engine}"
@@ -47,9 +51,10 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
             for row in group.rows
             if row.status != "done"
         ]
-        against = f"Δ {group.baseline} %" if group.baseline else "Δ %"
-        header = ("strategy", "seeds", "n", f"{group.metric} %", against, "status")
-        out.append(Sheet(title, header, tuple(_scores(row) for row in group.rows), (*group.notes, *reasons)))
+        several = any(len(row.runs) > 1 for row in group.rows)
+        ranges = ("range over seeds",) if several else ()
+        header = ("strategy", "seeds", "n", f"{group.metric} %", *ranges, _against(group.baseline), "status")
+        out.append(Sheet(title, header, tuple(_scores(row, several) for row in group.rows), (*group.notes, *reasons)))
         done = [row for row in group.rows if row.status == "done"]
         if done:
             costs = ("cost, mean per run", *(f"{account} {unit}" for account, unit, _, _ in _COSTS))
@@ -62,18 +67,50 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
         if crossed:
             cells = ("prompt/weights %", *CELLS, "interaction")
             out.append(Sheet(f"{title} · 2x2", cells, crossed, ()))
+    return out + _means(overall(groups))
+
+
+def _means(means: Sequence[Overall]) -> list[Sheet]:
+    """One sheet for each model and engine."""
+    out = []
+    for model, engine, baseline in dict.fromkeys((o.model, o.engine, o.baseline) for o in means):
+        rows = [o for o in means if (o.model, o.engine, o.baseline) == (model, engine, baseline)]
+        names = ("strategy", "mean score %", _against(baseline), f"gain relative to {baseline} %")
+        title = f"mean of {len(rows[0].tasks)} tasks · {model} · {engine}"
+        note = f"Every task counts alike: {', '.join(rows[0].tasks)}. Relative gains are averaged over tasks."
+        out.append(Sheet(title, names, tuple(_mean(o) for o in rows), (note,)))
     return out
 
 
-def _scores(row: Row) -> tuple[str, ...]:
+def _against(baseline: str | None) -> str:
+    return f"Δ {baseline} %" if baseline else "Δ %"
+
+
+def _scores(row: Row, several: bool) -> tuple[str, ...]:
     score, difference = row.score, row.difference
     return (
         row.strategy,
         ",".join(str(seed) for seed in seeds(row)),
         str(score.n) if score else "",
         estimate(score, "z.1f") if score else "-" if row.status == "no-data" else "",
-        estimate(difference, "+z.1f") + ("*" if difference.excludes_zero else "") if difference else "",
+        *((_range(row),) if several else ()),
+        _difference(difference),
         "baseline" if row.is_baseline else row.status,
+    )
+
+
+def _range(row: Row) -> str:
+    least, most = score_range(row) or (0.0, 0.0)
+    return f"{100 * least:.1f} to {100 * most:.1f}" if len(row.runs) > 1 else ""
+
+
+def _mean(over: Overall) -> tuple[str, ...]:
+    difference, gain = over.difference, over.relative_gain
+    return (
+        over.strategy,
+        f"{100 * over.score:.1f}",
+        _difference(difference),
+        f"{100 * gain:+z.1f}" if gain is not None else "baseline" if difference is None else "",
     )
 
 
@@ -86,10 +123,12 @@ def _served(row: Row) -> tuple[str, ...]:
 
 
 def _crossed(row: Row) -> tuple[str, ...]:
-    cells, interaction = row.cells or {}, row.interaction
-    mark = "*" if interaction and interaction.excludes_zero else ""
-    shown = estimate(interaction, "+z.1f") + mark if interaction else ""
-    return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), shown)
+    cells = row.cells or {}
+    return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), _difference(row.interaction))
+
+
+def _difference(value: Estimate | None) -> str:
+    return estimate(value, "+z.1f") + ("*" if value.excludes_zero else "") if value else ""
 
 
 def estimate(value: Estimate, form: str) -> str:
@@ -223,6 +262,7 @@ def as_json(groups: Sequence[Group]) -> str:
                 "rows": [record(group, row) for row in group.rows],
             }
             for group in groups
-        ]
+        ],
+        "overall": [asdict(over) for over in overall(groups)],
     }
     return json.dumps(value, ensure_ascii=True, allow_nan=False, indent=2) + "\n"

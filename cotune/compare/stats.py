@@ -70,6 +70,25 @@ def paired(differences: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, error, n)
 
 
+def over_tasks(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over tasks of one mean difference each, every task counting alike, for tasks with examples of their own.
+
+    Standard error sqrt(sum SE_t^2) / T, with Student's t at the degrees of freedom of Welch (1947) and Satterthwaite
+    (1946), (sum SE_t^2)^2 / sum(SE_t^4 / (n_t - 1)). It covers other examples of these tasks, not other tasks.
+    No interval where a task has no standard error, or where all of them are 0.
+    """
+    mean = math.fsum(e.mean for e in estimates) / len(estimates)
+    n = sum(e.n for e in estimates)
+    variances = [e.standard_error**2 for e in estimates if e.standard_error is not None]
+    total = math.fsum(variances)
+    if len(variances) < len(estimates) or not total:
+        return Estimate(mean, None, None, None, n)
+    freedom = total**2 / math.fsum(v**2 / (e.n - 1) for v, e in zip(variances, estimates, strict=True))
+    error = math.sqrt(total) / len(estimates)
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return Estimate(mean, mean - half, mean + half, error, n)
+
+
 def _standard_error(values: Sequence[float], mean: float) -> float | None:
     n = len(values)
     if n < 2:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cotune.compare.runs import CELLS, Run, read_all
-from cotune.compare.stats import Estimate, mean_score, paired
+from cotune.compare.stats import Estimate, mean_score, over_tasks, paired
 from cotune.errors import UsageError
 from cotune.values import digest
 
@@ -68,6 +68,24 @@ class Group:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Overall:
+    """One row's strategy over all tasks of a model, every task counting alike.
+
+    `relative_gain` is the mean over tasks of (score - baseline's) / baseline's: how the MetaTuner paper reports its
+    10.15% (sheet 02). None for the baseline, and where a baseline's score is 0.
+    """
+
+    model: str
+    engine: str
+    baseline: str
+    strategy: str
+    tasks: tuple[str, ...]
+    score: float
+    difference: Estimate | None
+    relative_gain: float | None
+
+
 def compare(paths: Iterable[Path], baseline: str | None = None) -> list[Group]:
     """Group and compare all run folders among `paths` and one level below.
 
@@ -86,6 +104,41 @@ def compare(paths: Iterable[Path], baseline: str | None = None) -> list[Group]:
             f"No run is called {baseline!r}. Give --baseline one of: {'; '.join(sorted(known, key=_rank))}."
         )
     return [_group(key, grouped[key], baseline or BASELINE) for key in sorted(grouped)]
+
+
+def overall(groups: Sequence[Group]) -> list[Overall]:
+    """Where one model has several tasks with one baseline: the rows that are done, once, on every one of them."""
+    out = []
+    for model, engine, baseline in dict.fromkeys((g.model, g.engine, g.baseline) for g in groups):
+        alike = [g for g in groups if (g.model, g.engine, g.baseline) == (model, engine, baseline)]
+        if baseline is None or len(alike) < 2:
+            continue
+        done = [{row.strategy: row for row in g.rows if row.status == "done"} for g in alike]
+        for strategy in done[0]:
+            if all(strategy in rows for rows in done):
+                out.append(_overall(alike, strategy, [rows[strategy] for rows in done], [r[baseline] for r in done]))
+    return out
+
+
+def _overall(groups: Sequence[Group], strategy: str, rows: Sequence[Row], base: Sequence[Row]) -> Overall:
+    scores, theirs = [_score(row) for row in rows], [_score(row) for row in base]
+    differences = [row.difference for row in rows if row.difference]
+    gains = [(ours - their) / their for ours, their in zip(scores, theirs, strict=True)] if all(theirs) else []
+    return Overall(
+        groups[0].model,
+        groups[0].engine,
+        str(groups[0].baseline),
+        strategy,
+        tuple(g.task for g in groups),
+        sum(scores) / len(scores),
+        over_tasks(differences) if differences else None,
+        sum(gains) / len(gains) if gains and differences else None,
+    )
+
+
+def _score(row: Row) -> float:
+    assert row.score is not None  # rows that are done have one
+    return row.score.mean
 
 
 def _engine(run: Run, runs: Sequence[Run]) -> str:
@@ -161,9 +214,17 @@ def _labels(runs: Sequence[Run]) -> dict[Run, str]:
             usual[key] = value if not others or count > others[0][1] else None
         for run in same:
             apart = {key: settings[run].get(key) for key, value in usual.items()}
-            inside = [f"{key}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]]
+            inside = [
+                f"{_last(key, usual)}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]
+            ]
             labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
     return labels
+
+
+def _last(key: str, keys: Iterable[str]) -> str:
+    """`joint.share` -> `share`, as long as no other key that this strategy reads ends so."""
+    name = key.rsplit(".", 1)[-1]
+    return name if sum(other.rsplit(".", 1)[-1] == name for other in keys) == 1 else key
 
 
 def _brief(value: Any) -> str:
@@ -237,6 +298,12 @@ def _mean(row: Row, read: Callable[[Run], Any]) -> float | None:
         return None
 
 
+def score_range(row: Row) -> tuple[float, float] | None:
+    """Lowest and highest score of the row's runs: how far one seed may be from the next."""
+    scores = [float(run.summary["score"]) for run in row.runs if row.status == "done"]
+    return (min(scores), max(scores)) if scores else None
+
+
 def outcomes(row: Row) -> dict[str, int] | None:
     """Grades of all runs of the row together: correct + wrong + truncated + errored = n x runs."""
     if row.status != "done":
@@ -253,6 +320,7 @@ def seeds(row: Row) -> list[int]:
 def record(group: Group, row: Row) -> dict[str, Any]:
     """One flat row of CSV and JSON: fractions and plain units; None where there is no number."""
     score, difference, interaction = row.score, row.difference, row.interaction
+    least, most = score_range(row) or (None, None)
     counted = outcomes(row) or {}
     return {
         "task": group.task,
@@ -267,6 +335,8 @@ def record(group: Group, row: Row) -> dict[str, Any]:
         "score": score and score.mean,
         "score_low": score and score.low,
         "score_high": score and score.high,
+        "score_least_run": least,
+        "score_most_run": most,
         "standard_error": score and score.standard_error,
         "baseline": group.baseline if difference else None,
         "difference": difference and difference.mean,

@@ -74,6 +74,19 @@ def test_serving_is_a_table_of_its_own_once_runs_report_it(groups: list[Group], 
     assert max(map(len, lines[start : start + 4])) <= 80
 
 
+def test_several_seeds_show_their_range_and_several_tasks_their_mean(tmp_path: Path) -> None:
+    for task in ("gsm8k", "math"):
+        write_run(tmp_path, "zero-shot", {"a": 0.0, "b": 1.0}, task=task)
+        for seed, a in enumerate((0.0, 1.0)):
+            write_run(tmp_path, "joint", {"a": a, "b": 1.0}, task=task, seed=seed)
+    lines = rendered(compare([tmp_path]), "table").splitlines()
+    joint = [re.split(r"\s{2,}", line) for line in lines if line.startswith("joint")]
+    assert joint[0] == ["joint", "0,1", "2", "75.0 [19.8, 97.3]", "50.0 to 100.0", "+25.0 [-292.7, 342.7]", "done"]
+    assert joint[-1][:2] + joint[-1][3:] == ["joint", "75.0", "+50.0"]
+    (base, ours) = json.loads(rendered(compare([tmp_path]), "json"))["overall"]
+    assert (base["relative_gain"], ours["relative_gain"], ours["tasks"]) == (None, 0.5, ["gsm8k", "math"])
+
+
 def test_no_data_is_a_dash_and_not_a_zero(tmp_path: Path) -> None:
     write_run(tmp_path, "lora-only", status="no-data", reason="no accepted rollouts")
     lines = rendered(compare([tmp_path]), "table").splitlines()

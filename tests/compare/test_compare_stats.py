@@ -7,8 +7,9 @@ import random
 import statistics
 
 import pytest
+from scipy import stats
 
-from cotune.compare.stats import mean_score, paired, wilson
+from cotune.compare.stats import Estimate, mean_score, over_tasks, paired, wilson
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,24 @@ def test_wilson_covers_fractional_scores_at_least_as_often() -> None:
         low, high = wilson(statistics.fmean(rng.random() ** 2 for _ in range(40)), 40)  # true mean 1/3
         covered += low <= 1 / 3 <= high
     assert covered / 1000 >= 0.95
+
+
+def test_mean_over_tasks_by_hand() -> None:
+    """Two tasks, SE 0.1 and 0.2: SE = sqrt(0.05) / 2, df = 0.05^2 / (0.1^4 / 9 + 0.2^4 / 19) = 26.19."""
+    over = over_tasks([Estimate(0.1, None, None, 0.1, 10), Estimate(0.3, None, None, 0.2, 20)])
+    freedom = 0.05**2 / (0.1**4 / 9 + 0.2**4 / 19)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(0.05) / 2
+    assert (over.mean, over.n) == (pytest.approx(0.2), 30)
+    assert (over.low, over.high) == (pytest.approx(0.2 - half), pytest.approx(0.2 + half))
+
+
+def test_mean_over_tasks_of_one_equals_that_of_its_examples() -> None:
+    one = paired([1.0, 0.0, 0.0, 1.0])
+    over = over_tasks([one])
+    assert (over.low, over.high) == (pytest.approx(one.low), pytest.approx(one.high))
+
+
+@pytest.mark.parametrize("errors", [(0.0, 0.0), (None, 0.1)])
+def test_mean_over_tasks_without_a_spread_has_no_interval(errors: tuple[float | None, ...]) -> None:
+    over = over_tasks([Estimate(0.1, None, None, error, 10) for error in errors])
+    assert (over.mean, over.low, over.high) == (pytest.approx(0.1), None, None)
