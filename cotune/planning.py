@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from cotune.config import RunConfig
+from cotune.errors import CotuneError
 from cotune.experiment import (
     dataset,
     decoding,
@@ -18,7 +20,7 @@ from cotune.experiment import (
     seed_prompt,
 )
 from cotune.ledger import forward_flops, training_flops
-from cotune.models.base import outline
+from cotune.models.base import BaseModel, outline
 from cotune.strategies.base import Work, Workload
 from cotune.tasks import task as make_task
 
@@ -32,10 +34,10 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """
     task = make_task(config.task)
     strategy = make_strategy(config)
+    outlined = _outlined(config.model)
+    generator = _outlined(config.generator or config.model)
     data = dataset(config, task)
     learned, sampling = learned_task(config, task), decoding(config, task)
-    outlined = outline(config.model)
-    generator = outline(config.generator) if config.generator else outlined
     start = seed_prompt(config, task).prompt
 
     def mean_tokens(texts: list[str]) -> int:
@@ -60,6 +62,22 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "measuring_at_most": _cost(measured, outlined.parameters_count),
         "notes": [*data.report.warnings, *pairing(config, generator, outlined)],
     }
+
+
+def _outlined(name: str) -> BaseModel:
+    found = _looked_up(name)
+    if isinstance(found, CotuneError):
+        raise found
+    return found
+
+
+@cache
+def _looked_up(name: str) -> BaseModel | CotuneError:
+    """Once for all runs of a study: a hub that cannot be reached takes half a minute to say so."""
+    try:
+        return outline(name)
+    except CotuneError as error:
+        return error
 
 
 def _cost(works: Sequence[Work], parameters: int) -> dict[str, Any]:

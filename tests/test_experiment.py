@@ -199,3 +199,17 @@ def test_no_val_to_measure_is_said_before_anything_is_tuned(config: RunConfig, t
     choosing = config.model_copy(update={"measured": "val", "data": str(tmp_path)})
     with pytest.raises(UsageError, match="no val examples"):
         experiment.dataset(choosing, make_task(choosing.task))
+
+
+def test_a_study_asks_the_hub_for_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(name: str) -> None:
+        asked.append(name)
+        raise UsageError("The hub cannot be reached.")
+
+    monkeypatch.setattr(planning, "outline", unreachable)
+    for seed in (0, 1):
+        with pytest.raises(UsageError, match="cannot be reached"):
+            planning.plan(resolve({"strategy": "zero-shot", "model": "org/far", "task": "micro-gsm8k", "seed": seed}))
+    assert asked == ["org/far"]
