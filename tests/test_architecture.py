@@ -36,6 +36,7 @@ RANK = {
     "supervision": 8,
     "proposers": 9,
     "rollouts": 9,
+    "joint_items": 9,
     "strategies": 10,
     "experiment": 11,
     "finished": 12,

@@ -1,7 +1,7 @@
 """MetaTuner: prompts and adapters generated per query from one shared encoder, trained together (sheet 02).
 
 Here is the schedule alone: when to roll out, synchronise, train and validate. The networks and their losses are in
-models/metatuner, rollouts in rollouts.py, what is handed over in metatuned.py.
+models/metatuner, rollouts in rollouts.py, what a step trains on in joint_items.py, what is handed over in metatuned.py.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -21,19 +21,19 @@ from cotune.config import JointConfig, RunConfig
 from cotune.engines.base import Sampling
 from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
+from cotune.joint_items import Items, Turn
 from cotune.ledger import training_flops
-from cotune.metatuned import Branch, Branches, MetaTuned, usable
+from cotune.metatuned import Branches, MetaTuned, usable
 from cotune.models.base import BaseModel
 from cotune.models.checkpointing import checkpointed
 from cotune.models.lora import PendingLora, target_linears
 from cotune.models.metatuner.lora_generator import Shapes
 from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
 from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
-from cotune.models.metatuner.relaxation import Relaxed, same_vocabulary
+from cotune.models.metatuner.relaxation import same_vocabulary
 from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.rollouts import rollouts
 from cotune.strategies.base import NoData, Problem, Work, Workload, fixed
-from cotune.supervision import accepted, gold
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
 from cotune.values import Conditioning, Example, Prompt, Tuned
 
@@ -44,8 +44,6 @@ __all__ = ["Joint", "MetaTuned"]
 AGREEMENT_EVERY = 10
 LOOKED_AT = 64  # val examples whose adapters and latents are measured at each validation
 PROBED_FROM = 16  # fewer give a probe nothing to go by
-Turn = Literal["both", "adapter", "prompt"]
-_HERE = "(here-goes-the-prompt)"
 
 
 @dataclass(frozen=True)
@@ -162,14 +160,6 @@ class _State:
     best_round: int = 0
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """(x_i, y_i) of D1, y_i as M's tokens with the end of its turn."""
-
-    example: Example
-    completion: tuple[int, ...]
-
-
 class _Run:
     """One training run.
 
@@ -196,12 +186,16 @@ class _Run:
         self._state = _State()
         self._unseen = AGREEMENT_EVERY  # micro-batches since the last look
         self._best: dict[str, Tensor] = {n: p.detach().clone() for n, p in tuned.tuner.parameters.items()}
-        self._question_ids = lru_cache(maxsize=None)(self._encode_question)
-        self._query_ids = lru_cache(maxsize=None)(self._encode_query)
+        self._items = Items(settings, tuned, problem.base, bench)
 
     def train(self) -> None:
         """Raises BudgetExhausted (whatever was validated by then can still be taken), NoData."""
-        pairs = self._pairs()
+        pairs, counts = self._items.pairs(self._problem.train, self._teacher)
+        if not pairs:
+            raise NoData(
+                f"There is nothing to learn from: {counts}. Tune the prompt first, raise weights.samples, or set "
+                "joint.source = 'gold'."
+            )
         ends = round_ends(self._settings, len(pairs))
         trainer = self._trainer(ends[-1])
         saved = trainer.restore()
@@ -217,11 +211,15 @@ class _Run:
                 continue
             if saved is None or number > self._state.round:
                 self._begin(number, [pair.example for batch in batches[begin:end] for pair in batch])
+            now = self._state
             steps = [
-                [self._item(pair, self._turn(step - ends[0])) for pair in batches[step]]
+                [
+                    self._items.item(pair, self._turn(step - ends[0]), now.round, now.targets, now.prompts)
+                    for pair in batches[step]
+                ]
                 for step in range(trainer.step, end)
             ]
-            if not trainer.run(steps, vars(self._state)):
+            if not trainer.run(steps, vars(now)):
                 raise BudgetExhausted("The budget of tuning tokens or FLOPs is used up.")
             self._validate(trainer.step)
 
@@ -294,74 +292,12 @@ class _Run:
     def _base_norm(self) -> float:
         return weights_norm(self._problem.base.model, list(self._tuned.shapes))
 
-    def _pairs(self) -> list[_Pair]:
-        """D1: worked answers, or M's own completions under p~ that the grader accepts, or both.
-
-        Queries without either are in neither D1 nor D2 (ours). Raises NoData when that leaves nothing.
-        """
-        task, train, base = self._problem.task, self._problem.train, self._problem.base
-        traces = gold(task, train) if self._settings.source != "self" else []
-        counts = {"gold": len(traces), "sampled": 0, "accepted": 0}
-        if self._settings.source != "gold":
-            conditionings = [Conditioning(self._tuned.seed)] * len(train)
-            own, counts["sampled"] = accepted(task, train, conditionings, self._teacher, self._bench)
-            counts["accepted"] = len(own)
-            traces += own
-        pairs = [_Pair(t.example, base.encode_answer(t.completion)) for t in dict.fromkeys(traces)]
-        seed = self._tuned.seed.instruction
-        fitting = [
-            p for p in pairs if len(self._question_ids(p.example, seed)) + len(p.completion) <= base.context_length
-        ]
-        counts |= {"over_context": len(pairs) - len(fitting), "kept": len(fitting)}
-        self._bench.emit("traces", use="joint", source=self._settings.source, examples=len(train), **counts)
-        if not fitting:
-            raise NoData(
-                f"There is nothing to learn from: {counts}. Tune the prompt first, raise weights.samples, or set "
-                "joint.source = 'gold'."
-            )
-        return fitting
-
     def _turn(self, step: int) -> Turn:
         """The term of a step, counted from the end of the warm-up. MetaTuner-I begins with term 1 (ours)."""
         s = self._settings
         if s.variant == "sum" or step < 0 or "off" in (s.prompt_branch, s.adapter_branch):
             return "both"
         return "prompt" if step // s.alternate_every % 2 else "adapter"
-
-    def _item(self, pair: _Pair, turn: Turn) -> JointItem:
-        s, example = self._settings, pair.example
-        target = "" if turn == "adapter" else self._state.targets.get(example.id, "")
-        query = self._query_ids(example, s.adapter_branch)
-        prompt_query = self._query_ids(example, s.prompt_branch)
-        prompt_query = prompt_query if prompt_query != query else ()
-        if s.prompt_signal == "gumbel" and example.id in self._state.prompts:
-            question, relaxed = self._relaxed(example, self._state.prompts[example.id])
-            return JointItem(query, (), question, pair.completion, prompt_query, relaxed, example.id)
-        return JointItem(
-            query=query,
-            target=self._tuned.generator.encode_answer(target) if target else (),
-            question=self._question_ids(example, self._state.prompts.get(example.id, self._tuned.seed.instruction)),
-            completion=() if turn == "prompt" or s.adapter_branch == "off" else pair.completion,
-            prompt_query=prompt_query,
-            example=example.id,
-        )
-
-    def _relaxed(self, example: Example, instruction: str) -> tuple[tuple[int, ...], Relaxed]:
-        """M's question with the prompt as G's tokens in it, so that the two agree token by token."""
-        s, base = self._settings, self._problem.base
-        before, _, behind = base.render(
-            self._problem.task.messages(replace(self._tuned.seed, instruction=_HERE), example)
-        ).partition(_HERE)
-        prompt, start = tuple(self._tuned.generator.encode(instruction)), base.encode(before)
-        seed = self._bench.seed_for("gumbel", self._state.round, example.id)
-        return (*start, *prompt, *base.encode(behind)), Relaxed(prompt, len(start), seed, s.gumbel_temperature)
-
-    def _encode_query(self, example: Example, branch: Branch) -> tuple[int, ...]:
-        return tuple(self._tuned.generator.encode(self._tuned.query(example, branch)))
-
-    def _encode_question(self, example: Example, instruction: str) -> tuple[int, ...]:
-        prompt, base = replace(self._tuned.seed, instruction=instruction), self._problem.base
-        return tuple(base.encode(base.render(self._problem.task.messages(prompt, example))))
 
     def _trainer(self, total_steps: int) -> Trainer[JointItem]:
         s, tuner = self._settings, self._tuned.tuner
