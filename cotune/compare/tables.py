@@ -207,22 +207,23 @@ def _labels(runs: Sequence[Run]) -> dict[Run, str]:
         same = [run for run in runs if run.strategy == strategy]
         settings = {run: _flat(run.config, strategy) for run in same}
         variants = list({repr(sorted(flat.items(), key=str)): flat for flat in settings.values()}.values())
-        usual = {}
+        usual, varying = {}, []
         for key in sorted({key for flat in variants for key in flat}):
             counted = Counter(repr(flat.get(key)) for flat in variants)
             (value, count), *others = counted.most_common(2)
             usual[key] = value if not others or count > others[0][1] else None
+            varying += [key] if others else []
         for run in same:
             apart = {key: settings[run].get(key) for key, value in usual.items()}
             inside = [
-                f"{_last(key, usual)}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]
+                f"{_last(key, varying)}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]
             ]
             labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
     return labels
 
 
 def _last(key: str, keys: Iterable[str]) -> str:
-    """`joint.share` -> `share`, as long as no other key that this strategy reads ends so."""
+    """`joint.share` -> `share`, as long as no other key that sets variants apart ends so."""
     name = key.rsplit(".", 1)[-1]
     return name if sum(other.rsplit(".", 1)[-1] == name for other in keys) == 1 else key
 

@@ -169,8 +169,8 @@ def test_a_run_that_never_chose_its_engine_stands_beside_its_siblings(tmp_path: 
 
 def test_variants_of_one_strategy_are_rows_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path, "sequential", BASE, settings={"sequential": {"stages": "w,p"}})
-    write_run(tmp_path, "sequential", BETTER)
-    write_run(tmp_path, "sequential", BETTER, seed=1)
+    write_run(tmp_path, "sequential", BETTER, settings={"sequential": {"stages": "p,w,p"}})
+    write_run(tmp_path, "sequential", BETTER, seed=1, settings={"sequential": {"stages": "p,w,p"}})
     rows = only(compare([tmp_path])).rows
     assert [(r.strategy, len(r.runs)) for r in rows] == [
         ("sequential (stages=p,w,p)", 2),
