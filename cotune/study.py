@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -191,6 +192,13 @@ def _in_workers(
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # die at once and silently: a run survives that
     os.dup2(2, 1)  # results are printed by the parent alone
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """A study that is killed leaves no run going on behind its back: each continues when the study is run again."""
+    parent.join()
+    os._exit(1)
 
 
 def run_one(experiment: Experiment, out: Path) -> dict[str, Any]:

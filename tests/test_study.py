@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,33 @@ def test_a_run_that_dies_takes_no_other_with_it(tmp_path: Path) -> None:
     rows = run_all(planned, tmp_path, 2, lambda row: None, note_run)
     assert [row["status"] for row in rows] == ["done", "failed", "failed", *["done"] * 7]
     assert (rows[1]["reason"], rows[2]["reason"]) == ("RuntimeError: asked to", DIED)
+
+
+def beat(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Stands for a long run: touches a file as long as its process lives, at most two minutes."""
+    for _ in range(2400):
+        (out / "beat").touch()
+        time.sleep(0.05)
+    return row_of(experiment, {"status": "done"})
+
+
+def beat_on(out: Path) -> None:
+    run_all(experiments(write(out / "x.toml", FILE), {})[:1], out, 1, lambda _row: None, beat)
+
+
+def test_no_run_goes_on_behind_a_study_that_is_killed(tmp_path: Path) -> None:
+    study = multiprocessing.get_context("spawn").Process(target=beat_on, args=(tmp_path,))
+    study.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "beat").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    study.kill()
+    study.join()
+    last = -1
+    while (now := (tmp_path / "beat").stat().st_mtime_ns) != last and time.monotonic() < deadline:
+        last = now
+        time.sleep(2)
+    assert now == last
 
 
 def test_rows_are_json(tmp_path: Path) -> None:
