@@ -14,6 +14,7 @@ from typing import Any
 
 from cotune.compare.runs import CELLS, Run, read_all
 from cotune.compare.stats import Estimate, mean_score, over_tasks, paired
+from cotune.config import resolve
 from cotune.errors import UsageError
 from cotune.values import digest
 
@@ -200,19 +201,23 @@ def _names(names: Sequence[str]) -> str:
 def _labels(runs: Sequence[Run]) -> dict[Run, str]:
     """The strategy's name, with the settings that set a variant apart when there are several of it.
 
-    A value that most variants have is not named, so that the plain name stands for what an ablation takes away from.
+    A default is not named, nor, where no variant has it, a value that most of them have: the plain name stands for what
+    an ablation takes away from. `runs` are of one task and model.
     """
     labels = {}
     for strategy in {run.strategy for run in runs}:
         same = [run for run in runs if run.strategy == strategy]
         settings = {run: _flat(run.config, strategy) for run in same}
         variants = list({repr(sorted(flat.items(), key=str)): flat for flat in settings.values()}.values())
+        default = _default(same[0], strategy)
         usual, varying = {}, []
         for key in sorted({key for flat in variants for key in flat}):
             counted = Counter(repr(flat.get(key)) for flat in variants)
             (value, count), *others = counted.most_common(2)
             usual[key] = value if not others or count > others[0][1] else None
-            varying += [key] if others else []
+            if others:
+                varying.append(key)
+                usual[key] = default[key] if default.get(key) in counted else usual[key]
         for run in same:
             apart = {key: settings[run].get(key) for key, value in usual.items()}
             inside = [
@@ -220,6 +225,15 @@ def _labels(runs: Sequence[Run]) -> dict[Run, str]:
             ]
             labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
     return labels
+
+
+def _default(run: Run, strategy: str) -> dict[str, str]:
+    """Dotted setting -> its default for the run's task and model, as `repr`; empty when that is no config."""
+    named = {key: run.config.get(key) for key in ("strategy", "model", "task")}
+    try:
+        return {k: repr(v) for k, v in _flat(resolve(named).model_dump(mode="json"), strategy).items()}
+    except UsageError:
+        return {}
 
 
 def _last(key: str, keys: Iterable[str]) -> str:

@@ -173,9 +173,16 @@ def test_variants_of_one_strategy_are_rows_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path, "sequential", BETTER, seed=1, settings={"sequential": {"stages": "p,w,p"}})
     rows = only(compare([tmp_path])).rows
     assert [(r.strategy, len(r.runs)) for r in rows] == [
+        ("sequential", 1),  # the tiny models' default
         ("sequential (stages=p,w,p)", 2),
-        ("sequential (stages=w,p)", 1),
     ]
+
+
+def test_where_no_variant_has_the_default_the_plain_name_is_what_most_have(tmp_path: Path) -> None:
+    for settings in ({"rank": 2}, {"rank": 2, "sharing": False}, {"rank": 4}):
+        write_run(tmp_path, "joint", BETTER, settings={"joint": settings})
+    rows = only(compare([tmp_path])).rows
+    assert [r.strategy for r in rows] == ["joint", "joint (rank=4)", "joint (sharing=False)"]
 
 
 def test_an_ablation_is_named_by_what_sets_it_apart_and_can_be_the_baseline(tmp_path: Path) -> None:
