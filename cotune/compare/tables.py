@@ -6,17 +6,15 @@ number is None, never 0. Knows nothing of how a table is drawn (render.py).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cotune.compare.labels import variant_labels
 from cotune.compare.runs import CELLS, Run, read_all
 from cotune.compare.stats import Estimate, mean_score, over_tasks, paired
-from cotune.config import resolve
 from cotune.errors import UsageError
-from cotune.values import digest
 
 STRATEGY_ORDER = ("zero-shot", "prompt-only", "lora-only", "sequential", "joint")
 BASELINE = "zero-shot"
@@ -27,16 +25,6 @@ COMPARABLE = {
     "decoding_digest": "decoding",
     "grader_version": "grader version",
 }
-# Sections of the config that the built-in strategies do not read: a difference there is no other variant.
-_UNUSED = {
-    "zero-shot": (
-        "budget", "prompt", "weights", "sequential", "joint", "train_tasks", "limit_train", "limit_val", "val_size",
-    ),
-    "prompt-only": ("weights", "sequential", "joint"),
-    "lora-only": ("prompt", "sequential", "joint"),
-    "sequential": ("joint",),
-}  # fmt: skip
-_NEVER = ("seed", "data", "runner", "strategy", "task", "model", "engine")
 
 
 @dataclass(frozen=True)
@@ -99,12 +87,13 @@ def compare(paths: Iterable[Path], baseline: str | None = None) -> list[Group]:
     grouped: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.task, run.model, _engine(run, runs)), []).append(run)
-    known = {run.strategy for run in runs} | {label for part in grouped.values() for label in _labels(part).values()}
+    labels = {run: label for part in grouped.values() for run, label in variant_labels(part).items()}
+    known = {run.strategy for run in runs} | set(labels.values())
     if baseline and baseline not in known:
         raise UsageError(
             f"No run is called {baseline!r}. Give --baseline one of: {'; '.join(sorted(known, key=_rank))}."
         )
-    return [_group(key, grouped[key], baseline or BASELINE) for key in sorted(grouped)]
+    return [_group(key, grouped[key], labels, baseline or BASELINE) for key in sorted(grouped)]
 
 
 def overall(groups: Sequence[Group]) -> list[Overall]:
@@ -155,10 +144,9 @@ def _rank(strategy: str) -> tuple[int, str]:
     return known, strategy
 
 
-def _group(key: tuple[str, str, str], runs: Sequence[Run], wanted: str) -> Group:
+def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, str], wanted: str) -> Group:
     done = [run for run in runs if run.status == "done"]
     refuse_mixtures(done)
-    labels = _labels(runs)
     pooled: dict[str, list[Run]] = {}
     for run in done:
         pooled.setdefault(labels[run], []).append(run)
@@ -196,69 +184,6 @@ def refuse_mixtures(runs: Sequence[Run]) -> None:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _labels(runs: Sequence[Run]) -> dict[Run, str]:
-    """The strategy's name, with the settings that set a variant apart when there are several of it.
-
-    A default is not named, nor, where no variant has it, a value that most of them have: the plain name stands for what
-    an ablation takes away from. `runs` are of one task and model.
-    """
-    labels = {}
-    for strategy in {run.strategy for run in runs}:
-        same = [run for run in runs if run.strategy == strategy]
-        settings = {run: _flat(run.config, strategy) for run in same}
-        variants = list({repr(sorted(flat.items(), key=str)): flat for flat in settings.values()}.values())
-        default = _default(same[0], strategy)
-        usual, varying = {}, []
-        for key in sorted({key for flat in variants for key in flat}):
-            counted = Counter(repr(flat.get(key)) for flat in variants)
-            (value, count), *others = counted.most_common(2)
-            usual[key] = value if not others or count > others[0][1] else None
-            if others:
-                varying.append(key)
-                usual[key] = default[key] if default.get(key) in counted else usual[key]
-        for run in same:
-            apart = {key: settings[run].get(key) for key, value in usual.items()}
-            inside = [
-                f"{_last(key, varying)}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]
-            ]
-            labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
-    return labels
-
-
-def _default(run: Run, strategy: str) -> dict[str, str]:
-    """Dotted setting -> its default for the run's task and model, as `repr`; empty when that is no config."""
-    named = {key: run.config.get(key) for key in ("strategy", "model", "task")}
-    try:
-        return {k: repr(v) for k, v in _flat(resolve(named).model_dump(mode="json"), strategy).items()}
-    except UsageError:
-        return {}
-
-
-def _last(key: str, keys: Iterable[str]) -> str:
-    """`joint.share` -> `share`, as long as no other key that sets variants apart ends so."""
-    name = key.rsplit(".", 1)[-1]
-    return name if sum(other.rsplit(".", 1)[-1] == name for other in keys) == 1 else key
-
-
-def _brief(value: Any) -> str:
-    """A value in a label; a long one (a prompt) by its digest, so that different ones stay different."""
-    text = str(value)
-    return text if len(text) <= 40 else f"#{digest(text)[:8]}"
-
-
-def _flat(config: Mapping[str, Any], strategy: str, prefix: str = "") -> dict[str, Any]:
-    """Dotted setting -> value, of the settings that can change this strategy's result."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in (*_NEVER, *_UNUSED.get(strategy, ())):
-            continue
-        if isinstance(value, Mapping):
-            flat |= _flat(value, strategy, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _row(label: str, runs: Sequence[Run], base: Sequence[Run], is_baseline: bool) -> Row:

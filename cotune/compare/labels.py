@@ -1,0 +1,86 @@
+"""What the runs of one strategy are called when they differ in settings. Knows nothing of scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cotune.compare.runs import Run
+from cotune.config import resolve
+from cotune.errors import UsageError
+from cotune.values import digest
+
+# Sections of the config that the built-in strategies do not read: a difference there is no other variant.
+_UNUSED = {
+    "zero-shot": (
+        "budget", "prompt", "weights", "sequential", "joint", "train_tasks", "limit_train", "limit_val", "val_size",
+    ),
+    "prompt-only": ("weights", "sequential", "joint"),
+    "lora-only": ("prompt", "sequential", "joint"),
+    "sequential": ("joint",),
+}  # fmt: skip
+_NEVER = ("seed", "data", "runner", "strategy", "task", "model", "engine")
+
+
+def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
+    """The strategy's name, with the settings that set a variant apart when there are several of it.
+
+    A default is not named, nor, where no variant has it, a value that most of them have: the plain name stands for what
+    an ablation takes away from. `runs` are of one task and model.
+    """
+    labels = {}
+    for strategy in {run.strategy for run in runs}:
+        same = [run for run in runs if run.strategy == strategy]
+        settings = {run: _flat(run.config, strategy) for run in same}
+        variants = list({repr(sorted(flat.items(), key=str)): flat for flat in settings.values()}.values())
+        default = _default(same[0], strategy)
+        usual, varying = {}, []
+        for key in sorted({key for flat in variants for key in flat}):
+            counted = Counter(repr(flat.get(key)) for flat in variants)
+            (value, count), *others = counted.most_common(2)
+            usual[key] = value if not others or count > others[0][1] else None
+            if others:
+                varying.append(key)
+                usual[key] = default[key] if default.get(key) in counted else usual[key]
+        for run in same:
+            apart = {key: settings[run].get(key) for key, value in usual.items()}
+            inside = [
+                f"{_last(key, varying)}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]
+            ]
+            labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
+    return labels
+
+
+def _default(run: Run, strategy: str) -> dict[str, str]:
+    """Dotted setting -> its default for the run's task and model, as `repr`; empty when that is no config."""
+    named = {key: run.config.get(key) for key in ("strategy", "model", "task")}
+    try:
+        return {k: repr(v) for k, v in _flat(resolve(named).model_dump(mode="json"), strategy).items()}
+    except UsageError:
+        return {}
+
+
+def _last(key: str, keys: Iterable[str]) -> str:
+    """`joint.share` -> `share`, as long as no other key that sets variants apart ends so."""
+    name = key.rsplit(".", 1)[-1]
+    return name if sum(other.rsplit(".", 1)[-1] == name for other in keys) == 1 else key
+
+
+def _brief(value: Any) -> str:
+    """A value in a label; a long one (a prompt) by its digest, so that different ones stay different."""
+    text = str(value)
+    return text if len(text) <= 40 else f"#{digest(text)[:8]}"
+
+
+def _flat(config: Mapping[str, Any], strategy: str, prefix: str = "") -> dict[str, Any]:
+    """Dotted setting -> value, of the settings that can change this strategy's result."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in (*_NEVER, *_UNUSED.get(strategy, ())):
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flat(value, strategy, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
