@@ -70,8 +70,15 @@ def double(tuner: MetaTuner) -> MetaTuner:
 
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Latents in float64, to compare at float64 tolerance."""
+    """Latents in float64, and the norms of transformers too, to compare at float64 tolerance."""
+    cast = Tensor.to
+
+    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        narrowing = self.dtype == torch.float64 and args[:1] == (torch.float32,)
+        return self if narrowing else cast(self, *args, **kwargs)
+
     monkeypatch.setattr(Tensor, "float", lambda self: self)
+    monkeypatch.setattr(Tensor, "to", to)
     yield
 
 
