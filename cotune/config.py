@@ -56,6 +56,18 @@ class EngineConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
+class VllmConfig(Section):
+    """The vllm engine alone (all ours)."""
+
+    sequences: Positive = Field(256, description="rows decoded at once")
+    adapters: Positive = Field(32, description="different adapters among them; more are served in turn")
+    tensor_parallel: Positive = Field(1, description="GPUs that share one model")
+    memory_fraction: float = Field(0.45, gt=0, le=1, description="of the GPU; the model being tuned lies there too")
+    cache_gib: float = Field(1.0, gt=0, description="key-value cache on a CPU, GiB")
+    max_length: Positive | None = Field(None, description="tokens of prompt and completion; empty: the model's context")
+    quantization: str | None = Field(None, description="as vLLM names it, for example fp8; empty: none")
+
+
 class BudgetConfig(Section):
     """Limits on tuning cost (measuring on the test split is free). Empty means no limit."""
 
@@ -199,6 +211,7 @@ class RunConfig(Section):
     seed_instruction: str | None = Field(None, description="the starting instruction; empty: the task's own")
     decoding: DecodingConfig = DecodingConfig()
     runner: EngineConfig = EngineConfig()
+    vllm: VllmConfig = VllmConfig()
     budget: BudgetConfig = BudgetConfig()
     prompt: PromptConfig = PromptConfig()
     weights: WeightsConfig = WeightsConfig()

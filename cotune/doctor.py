@@ -34,7 +34,7 @@ def examine(data: str | None, out: Path) -> list[Check]:
     """All checks, in the order they are shown. Imports torch and transformers, to see that they really import."""
     checks = [Check("python", "ok", platform.python_version())]
     checks += [_imports(name) for name in ("torch", "transformers", "peft", "math_verify", "pyarrow")]
-    checks.append(_optional("vllm", "a faster engine on a GPU; it follows in a later version"))
+    checks.append(_optional("vllm", "--engine vllm: docs/engines.md"))
     checks += [*_device(), *_machine(out), *_models(), *_data(data)]
     return checks
 

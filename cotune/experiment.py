@@ -127,18 +127,7 @@ def pairing(config: RunConfig, generator: BaseModel, base: BaseModel) -> list[st
 
 
 def engine_factory(config: RunConfig) -> Callable[[BaseModel], Engine]:
-    settings = config.runner
-
-    def build(model: BaseModel) -> Engine:
-        return make_engine(
-            config.engine,
-            model,
-            batch_size=settings.batch_size,
-            max_batch_tokens=settings.max_batch_tokens,
-            threads=settings.threads,
-        )
-
-    return build
+    return lambda model: make_engine(model, config)
 
 
 def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener = ignore) -> RunResult:

@@ -39,7 +39,9 @@ def run(
     generator: Annotated[
         str | None, typer.Option(metavar="NAME", help="MetaTuner's G. Default: the model itself.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(metavar="NAME", help="auto or transformers. Default: auto.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="auto, transformers or vllm. Default: auto.")
+    ] = None,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Default: 0.")] = None,
     limit_train: Annotated[int | None, Limit] = None,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from cotune.config import RunConfig
 from cotune.engines.base import Request, Sampling
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel
@@ -66,6 +67,13 @@ class TransformersEngine:
             threads = 1
         if threads is not None:
             torch.set_num_threads(threads)
+
+    @classmethod
+    def from_config(cls, base: BaseModel, config: RunConfig) -> TransformersEngine:
+        settings = config.runner
+        return cls(
+            base, batch_size=settings.batch_size, max_batch_tokens=settings.max_batch_tokens, threads=settings.threads
+        )
 
     def token_count(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""

@@ -9,9 +9,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ _NOT_OURS = ["original/*", "consolidated*"]  # a second copy of the weights in t
 class BaseModel:
     """A frozen model that answers: eval mode, no gradients to its weights, on one device in one dtype.
 
-    `source` is the hub id or the folder, `revision` the hub commit (None for a folder).
+    `source` is the hub id or the folder, `revision` the hub commit (None for a folder), `folder` where the files of
+    these very weights are (None when they were made or changed in memory).
     """
 
     name: str
@@ -56,6 +57,7 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     source: str
     revision: str | None
+    folder: Path | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -137,7 +139,12 @@ class BaseModel:
 
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens written out in `text` count as such, none are added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._encoded(text))
+
+    @cached_property
+    def _encoded(self) -> Callable[[str], tuple[int, ...]]:
+        """Remembers the last texts: a prompt is counted for the plan and the budget before it is answered."""
+        return lru_cache(8192)(lambda text: tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant turn, its end included: what is trained on."""
@@ -186,7 +193,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
             f"{name} cannot be put on device {device!r} ({error}); choose --set runner.device=cpu."
         ) from error
     model.train(False).requires_grad_(False)
-    return BaseModel(name, model, tokenizer, source, revision)
+    return BaseModel(name, model, tokenizer, source, revision, folder)
 
 
 def outline(name: str) -> BaseModel:

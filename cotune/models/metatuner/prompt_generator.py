@@ -55,7 +55,7 @@ class PromptGenerator:
                 self._modules.append(module)
                 parameters |= {f"{module}.lora_a": lora_a, f"{module}.lora_b": lora_b}
         else:
-            self.base = replace(base, model=copy.deepcopy(base.model))
+            self.base = replace(base, model=copy.deepcopy(base.model), folder=None)
             embedding = self.base.model.get_input_embeddings().weight
             parameters = {n: p for n, p in self.base.model.named_parameters() if p is not embedding}
             for parameter in parameters.values():

