@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -263,7 +264,8 @@ class _Server:
         if settings["tensor_parallel_size"] == 1:  # a process of its own costs a minute of starting on a CPU
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         set_threads, threads = torch.set_num_threads, torch.get_num_threads()
-        with _explained(base.name):
+        with _explained(base.name), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own, of deprecated names
             from vllm import LLM
 
             llm = LLM(**settings)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from reference.dense_lora import decode_one
 
-from cotune.engines import engine
+from cotune.config import resolve
+from cotune.engines import engine, vllm_engine
 from cotune.engines.base import Request, Sampling
 from cotune.engines.transformers_engine import TransformersEngine, _choose, _draws, _Row
 from cotune.errors import CotuneError, UsageError
@@ -268,9 +269,17 @@ def test_adapters_of_another_kind_are_refused(requests, transformers_engine) -> 
 
 
 def test_engines_by_name(base) -> None:
-    assert isinstance(engine("auto", base, batch_size=3), TransformersEngine)
+    config = resolve({"strategy": "zero-shot", "model": "m", "task": "t", "runner": {"batch_size": 3}})
+    made = engine(base, config)
+    assert isinstance(made, TransformersEngine) and made.batch_size == 3
     with pytest.raises(UsageError, match=r"no engine 'transformer'\. Did you mean 'transformers'"):
-        engine("transformer", base)
+        engine(base, config.model_copy(update={"engine": "transformer"}))
+
+
+def test_vllm_that_is_not_installed_says_how_to(base, monkeypatch) -> None:
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"vLLM is not installed.*pip install.*--engine transformers"):
+        vllm_engine.VllmEngine(base)
 
 
 def test_threads_are_a_setting_with_one_for_small_models(base) -> None:
