@@ -6,11 +6,15 @@ An engine knows nothing of tasks, strategies or budgets. The chat template is ap
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cotune.errors import UsageError
 from cotune.values import Adapter, Completion
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,25 @@ class Request:
 
     prompt: str
     adapter: Adapter | None = None
+
+
+def report_too_long(lengths: Sequence[int], sampling: Sampling, context: int, model: str) -> None:
+    """Say how many prompts leave no room for a completion in the context; these count as truncated.
+
+    Raises UsageError when that is all of them.
+    """
+    limit = context - sampling.max_new_tokens
+    too_long = sum(length > limit for length in lengths)
+    if not too_long:
+        return
+    message = (
+        f"{too_long} of {len(lengths)} prompts are too long for {model}: the longest has {max(lengths)} tokens, and "
+        f"with {sampling.max_new_tokens} new ones only {limit} fit its context of {context}. Shorten the prompt "
+        "(fewer demonstrations), lower max_new_tokens, or choose a model with a longer context."
+    )
+    if too_long == len(lengths):
+        raise UsageError(message)
+    logger.warning("%s They count as truncated.", message)
 
 
 class Engine(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cotune.config import RunConfig
-from cotune.engines.base import Request, Sampling
+from cotune.engines.base import Request, Sampling, report_too_long
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors, attached, canary, stack
@@ -86,7 +86,7 @@ class TransformersEngine:
         empty completion; this says so. Raises UsageError when that is all of them.
         """
         lengths = [self.token_count(request.prompt) for request in requests]
-        self._report_too_long(lengths, sampling.max_new_tokens)
+        report_too_long(lengths, sampling, self.base.context_length, self.base.name)
         batches: list[list[int]] = []
         room = 0
         for i in sorted(range(len(requests)), key=lambda i: (-lengths[i], i)):
@@ -160,21 +160,6 @@ class TransformersEngine:
             for i, row in zip(batch, _halving_when_memory_runs_out(scores, batch), strict=True):
                 results[i] = row
         return results
-
-    def _report_too_long(self, lengths: Sequence[int], max_new_tokens: int) -> None:
-        limit = self.base.context_length - max_new_tokens
-        too_long = sum(length > limit for length in lengths)
-        if not too_long:
-            return
-        message = (
-            f"{too_long} of {len(lengths)} prompts are too long for {self.base.name}: the longest has "
-            f"{max(lengths)} tokens, and with {max_new_tokens} new ones only {limit} fit its context of "
-            f"{self.base.context_length}. Shorten the prompt (fewer demonstrations), lower max_new_tokens, or "
-            "choose a model with a longer context."
-        )
-        if too_long == len(lengths):
-            raise UsageError(message)
-        logger.warning("%s They count as truncated.", message)
 
     def _check_adapters(self, prompts: list[list[int]], adapters: list[LoraFactors | None]) -> None:
         """The canary: every static adapter once, and one of the generated adapters of each batch."""

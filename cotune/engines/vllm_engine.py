@@ -3,13 +3,13 @@
 Prompts go in as token ids and come out as token ids, so both engines see and say the same bytes. vLLM loads the weights
 again from the model's folder; what it cannot load from there (weights changed in memory) is refused.
 
-Each guard below stands against a fault that was seen with vLLM 0.32 (tests/vllm/): a row without an adapter that runs
+Each guard below stands against a fault that was seen with vLLM 0.32: a row without an adapter that runs
 beside rows with one may get theirs, so the two never share a batch; an adapter that cannot be loaded leaves the engine
 hanging once a request names it, so it is added before; cached prefixes are found by an adapter's name, so a name is its
 content; an adapter is loaded once, not at every step. Weights are never exchanged under a running engine, and no
 function is sent to another process.
 
-Knows nothing of tasks, strategies or budgets.
+Knows nothing of tasks or budgets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from cotune.config import RunConfig
-from cotune.engines.base import Request, Sampling
+from cotune.engines.base import Request, Sampling, report_too_long
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors
@@ -118,13 +118,7 @@ class VllmEngine:
         Raises UsageError when every prompt is too long.
         """
         lengths = [self.token_count(request.prompt) for request in requests]
-        room = self.max_length - sampling.max_new_tokens
-        if requests and min(lengths) > room:
-            raise UsageError(
-                f"All {len(lengths)} prompts are too long for {self.base.name}: with {sampling.max_new_tokens} new "
-                f"tokens only {room} fit the {self.max_length} of the engine. Shorten the prompt, lower "
-                "max_new_tokens, or raise vllm.max_length."
-            )
+        report_too_long(lengths, sampling, self.max_length, self.base.name)
         groups: dict[str | None, list[int]] = {}
         for i in sorted(range(len(requests)), key=lambda i: (-lengths[i], i)):
             adapter = requests[i].adapter
