@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lora_throughput import random_adapter
+from lora_throughput import median_seconds, random_adapter
 from random_models import random_model
 
 from cotune.bench import Bench, MemoryStore
@@ -120,13 +118,7 @@ def measure(size: str, rows: int, new_tokens: int, rounds: int) -> dict[str, flo
     with tempfile.TemporaryDirectory() as folder:
         runs = variants(model(size, Path(folder)), rows, new_tokens)
         tokens = {name: run() for name, run in runs.items()}  # warm-up, and vLLM starts
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(rounds):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-    return {name: tokens[name] / statistics.median(taken) for name, taken in seconds.items()}
+        return {name: tokens[name] / taken for name, taken in median_seconds(runs, rounds).items()}
 
 
 def starting() -> dict[str, float]:

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import peft
@@ -111,6 +111,17 @@ def variants(
     }
 
 
+def median_seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Of each variant, which take turns in every round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
 def measure(
     size: str, rows: int, prompt_tokens: int, new_tokens: int, rounds: int, loop_rows: int
 ) -> dict[str, dict[str, float]]:
@@ -121,13 +132,7 @@ def measure(
     for name in ("PEFT, mixed batch", "PEFT, loop over examples"):
         same = (mine[: len(tokens[name])] == tokens[name]).all(dim=1)
         print(f"{size}: {int(same.sum())} of {len(same)} rows have the tokens of {name}", file=sys.stderr)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    speed = {name: tokens[name].numel() / statistics.median(taken) for name, taken in seconds.items()}
+    speed = {name: tokens[name].numel() / taken for name, taken in median_seconds(runs, rounds).items()}
     own = speed["generated adapter per row"]
     return {name: {"tokens_per_second": s, "generated_is_times": own / s} for name, s in speed.items()}
 

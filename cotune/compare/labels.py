@@ -20,7 +20,7 @@ _UNUSED = {
     "lora-only": ("prompt", "sequential", "joint"),
     "sequential": ("joint",),
 }  # fmt: skip
-_NEVER = ("seed", "data", "runner", "strategy", "task", "model", "engine")
+_NEVER = ("seed", "data", "runner", "vllm", "strategy", "task", "model", "engine")
 
 
 def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:

@@ -23,6 +23,7 @@ from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel, hash_tensor
 from cotune.models.peft_files import read_peft, write_peft
 from cotune.plugins import nearest
+from cotune.values import Adapter
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """Module name -> (lora_a, lora_b): [R, I] and [O, R] shared by all rows, or [B, R, I] and [B, O, R] per row."""
@@ -109,6 +110,13 @@ class PendingLora:
 
     digest: str
     make: Callable[[], LoraFactors]
+
+
+def as_factors(adapter: Adapter | None) -> LoraFactors | None:
+    """What an engine can serve. Raises UsageError for an adapter of another kind."""
+    if adapter is None or isinstance(adapter, LoraFactors):
+        return adapter
+    raise UsageError(f"An engine takes LoraFactors as adapters, not {type(adapter).__name__}.")
 
 
 def target_linears(
