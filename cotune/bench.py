@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cotune.engines.base import Engine, Request, Sampling
+from cotune.engines.cache import GenerationCache, completion_keys
 from cotune.ledger import Ledger, Part, Spent, forward_flops
 from cotune.models.base import BaseModel
 from cotune.models.lora import PendingLora
@@ -25,6 +26,9 @@ from cotune.values import Completion, Event, digest
 
 if TYPE_CHECKING:
     import torch
+
+
+_SECONDS = ("seconds", "adapter_seconds")
 
 
 class Store(Protocol):
@@ -68,7 +72,10 @@ def ignore(event: Event) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """`make_engine` builds the configured engine on another model (MetaTuner's G); `stage` names where we are."""
+    """`make_engine` builds the configured engine on another model (MetaTuner's G); `stage` names where we are.
+
+    `cache` holds generations of earlier runs; None is no cache.
+    """
 
     base: BaseModel
     engine: Engine
@@ -78,6 +85,7 @@ class Bench:
     seed: int
     listen: Callable[[Event], None] = ignore
     stage: str = ""
+    cache: GenerationCache | None = None
 
     def at(self, stage: str) -> Bench:
         """The same bench inside a named stage: own random streams, own checkpoints, events marked with it."""
@@ -155,30 +163,74 @@ class Bench:
         key = digest(["generate", engine.name, base.digest, version, asdict(sampling), content])
         known = self.store.recall(key)
         if known is None:
-            began = time.perf_counter()
-            ready = _ready(requests)
-            made = time.perf_counter()
-            completions = engine.generate(ready, sampling)
-            known = {"seconds": time.perf_counter() - made, "rows": [[asdict(c) for c in row] for row in completions]}
-            if any(isinstance(r.adapter, PendingLora) for r in requests):
-                known["adapter_seconds"] = made - began
+            known = self._made(requests, sampling, base, engine, version)
             self.store.remember(key, known)
-        else:
-            completions = [[_completion(c) for c in row] for row in known["rows"]]
+        completions = [[_completion(c) for c in row] for row in known["rows"]]
+        cached_calls, cached_tokens = known["cached"]
         generated = sum(len(c.token_ids) for row in completions for c in row)
         self.ledger.book(
             Spent(
                 calls=len(requests) * sampling.n,
                 prompt_tokens=sum(prompts),
                 generated_tokens=generated,
+                cached_calls=cached_calls,
+                cached_tokens=cached_tokens,
                 flops=forward_flops(base.parameters_count, sum(prompts) + generated),
                 seconds=known["seconds"],
             ),
             part,
         )
-        if "adapter_seconds" in known:
+        if known["adapter_seconds"]:
             self.ledger.book(Spent(seconds=known["adapter_seconds"]), "adapters")
         return completions
+
+    def _made(
+        self, requests: list[Request], sampling: Sampling, base: BaseModel, engine: Engine, version: str
+    ) -> dict[str, Any]:
+        """What the journal keeps of one batch: from the cache what is there, the rest generated.
+
+        Where rows depend on their batch it is found whole or not at all. Seconds are those of the work when it was
+        done.
+        """
+        if self.cache is None:
+            return _generated(requests, sampling, engine)
+        tokens = [base.encode(r.prompt) for r in requests]
+        keys = completion_keys(engine, [base.digest, version], tokens, requests, sampling)
+        kept = self.cache.get([key for row in keys for key in row])
+        hits = [i for i, row in enumerate(keys) if all(key in kept for key in row)]
+        if not engine.rows_apart and len(hits) < len(requests):
+            hits = []
+        new = [i for i in range(len(requests)) if i not in set(hits)]
+        if new:
+            made = _generated([requests[i] for i in new], sampling, engine)
+            share = {name: made[name] / (len(new) * sampling.n) for name in _SECONDS}
+            fresh = {
+                key: {"completion": completion, **share}
+                for i, row in zip(new, made["rows"], strict=True)
+                for key, completion in zip(keys[i], row, strict=True)
+            }
+            self.cache.put(fresh)
+            kept |= fresh
+        rows = [[kept[key] for key in row] for row in keys]
+        written = sum(len(sample["completion"]["token_ids"]) for i in hits for sample in rows[i])
+        return {
+            "rows": [[sample["completion"] for sample in row] for row in rows],
+            **{name: sum(sample[name] for row in rows for sample in row) for name in _SECONDS},
+            "cached": [len(hits) * sampling.n, sum(len(tokens[i]) for i in hits) + written],
+        }
+
+
+def _generated(requests: Sequence[Request], sampling: Sampling, engine: Engine) -> dict[str, Any]:
+    began = time.perf_counter()
+    ready = _ready(requests)
+    made = time.perf_counter()
+    completions = engine.generate(ready, sampling)
+    return {
+        "rows": [[asdict(c) for c in row] for row in completions],
+        "seconds": time.perf_counter() - made,
+        "adapter_seconds": made - began if any(isinstance(r.adapter, PendingLora) for r in requests) else 0.0,
+        "cached": [0, 0],
+    }
 
 
 def _ready(requests: Sequence[Request]) -> list[Request]:

@@ -22,6 +22,7 @@ from cotune.config import RunConfig
 from cotune.diagnosis import warnings
 from cotune.engines import engine as make_engine
 from cotune.engines.base import Engine, Sampling
+from cotune.engines.cache import GenerationCache
 from cotune.errors import CotuneError, DataError, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import Ledger
@@ -130,9 +131,16 @@ def engine_factory(config: RunConfig) -> Callable[[BaseModel], Engine]:
     return lambda model: make_engine(model, config)
 
 
-def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener = ignore) -> RunResult:
+def run(
+    config: RunConfig,
+    out: Path,
+    name: str | None = None,
+    listen: Listener = ignore,
+    cache: GenerationCache | None = None,
+) -> RunResult:
     """Run, continue, or (when it is done already) just return the run that `config` describes.
 
+    `cache` holds generations that other runs may have made already; it changes cost in time alone, so is no setting.
     A run that fails leaves a summary with status "failed" and the reason, and raises; one that is interrupted leaves no
     summary. Either goes on from where it was when the same command is given again.
     Raises CotuneError.
@@ -156,7 +164,7 @@ def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener 
             "started": started,
         }
         try:
-            summary = _run(config, folder, record)
+            summary = _run(config, folder, record, cache)
         except NoData as error:
             summary = {"status": "no-data", "reason": str(error)}
         except (UsageError, DataError):
@@ -171,7 +179,7 @@ def run(config: RunConfig, out: Path, name: str | None = None, listen: Listener 
         return RunResult(path, summary)
 
 
-def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, Any]:
+def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: GenerationCache | None) -> dict[str, Any]:
     task = make_task(config.task)
     strategy = make_strategy(config)
     data = dataset(config, task)
@@ -182,7 +190,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
     notes = [*data.report.warnings, *pairing(config, generator, model)]
     build = engine_factory(config)
     ledger = Ledger(config.budget.tokens, config.budget.flops)
-    bench = Bench(model, build(model), build, ledger, folder, config.seed, listen)
+    bench = Bench(model, build(model), build, ledger, folder, config.seed, listen, cache=cache)
     bench.emit("start", strategy=config.strategy, train=len(data.train), val=len(data.val), model_digest=model.digest)
     for note in notes:
         bench.emit("warning", message=note)

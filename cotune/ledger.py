@@ -36,7 +36,9 @@ class Spent:
     """Running totals. `seconds` is wall time of the work itself; replayed work counts what it took first.
 
     `encoded_tokens` are those that MetaTuner's encoder reads for an adapter. They are not in `tokens`, because prompt
-    generation reads the same ones; what they cost is in `flops`.
+    generation reads the same ones; what they cost is in `flops`. `cached_calls` and `cached_tokens` are the share of
+    `calls` and `tokens` that came from the cache of earlier runs; they count as spent like any other, so a budget ends
+    at the same point with and without a cache.
     """
 
     calls: int = 0
@@ -44,6 +46,8 @@ class Spent:
     generated_tokens: int = 0
     encoded_tokens: int = 0
     trained_tokens: int = 0
+    cached_calls: int = 0
+    cached_tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
 

@@ -100,14 +100,13 @@ def run_all(
     out: Path,
     jobs: int,
     report: Callable[[dict[str, Any]], None],
-    work: Work | None = None,
+    work: Work,
 ) -> list[dict[str, Any]]:
     """Run what is not finished, `jobs` at a time; one row per experiment, in the order of `planned`.
 
     A failed run is a row with status "failed" and its reason. Never raises for a run; KeyboardInterrupt ends the
     workers and is passed on (each run continues when it is started again). `work` makes one run in a worker process.
     """
-    work = work or run_one
     rows: dict[Experiment, dict[str, Any]] = {}
 
     def tell(experiment: Experiment, row: dict[str, Any]) -> None:
@@ -201,16 +200,21 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def run_one(experiment: Experiment, out: Path) -> dict[str, Any]:
-    """The row of one run, made here and now. Whatever goes wrong in it is its reason."""
+def run_one(experiment: Experiment, out: Path, cache: Path | None = None) -> dict[str, Any]:
+    """The row of one run, made here and now, with a cache of generations in the file `cache`.
+
+    Whatever goes wrong in it is its reason.
+    """
     from cotune import experiment as composition
+    from cotune.engines.cache import GenerationCache
     from cotune.progress import listener
 
     assert experiment.config is not None
     began = time.monotonic()
     try:
         with listener(quiet=True, prefix=f"{experiment.config.run_name}: ") as listen:
-            summary = composition.run(experiment.config, out, None, listen).summary
+            kept = GenerationCache(cache) if cache else None
+            summary = composition.run(experiment.config, out, None, listen, kept).summary
     except Exception as error:
         summary = _failed(error)
     sys.stdout.flush()

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 
-def digest(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of `value` as canonical JSON: the one content address in cotune."""
+def full_digest(value: Any) -> str:
+    """The SHA-256 of `value` as canonical JSON, 64 hex digits: for what is looked up among millions."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Its first 16 hex digits: the content address everywhere else in cotune."""
+    return full_digest(value)[:16]
 
 
 @dataclass(frozen=True)

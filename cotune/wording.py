@@ -38,6 +38,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"  2x2 (prompt/weights) {cells}")
     for account, spent in summary["cost"].items():
         lines.append(f"  {account}: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, {spent['seconds']:.1f} s")
+        if calls := spent.get("cached_calls"):
+            lines[-1] += f" (of these {spent['cached_tokens']:,} tokens of {calls:,} calls from the cache)"
     lines += serving_lines(summary.get("serving") or {})
     lines += [f"  note: {note}" for note in summary.get("notes") or ()]
     return lines

@@ -55,6 +55,11 @@ class Wrapped:
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         return self.inner.plan(requests, sampling)
 
+    rows_apart = False
+
+    def identity(self) -> list[Any]:
+        return self.inner.identity()
+
     def token_count(self, prompt: str) -> int:
         return self.inner.token_count(prompt)
 

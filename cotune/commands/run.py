@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,14 @@ Data = Annotated[
     str | None, typer.Option(metavar="DIR", help="Folder of benchmark rows. Default: the hub, or generated rows.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder that holds the run folders.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar="COTUNE_CACHE",
+        help="Keep generations in this file and take from it what another run has made. Default: none.",
+    ),
+]
 Limit = typer.Option(metavar="N", min=1)
 
 
@@ -51,6 +60,7 @@ def run(
     sets: Set = None,
     out: Out = Path("results"),
     name: Annotated[str | None, typer.Option(help="Name of the run folder. Default: from the config.")] = None,
+    cache: Cache = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print config, stages and cost; run nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -79,10 +89,12 @@ def run(
         return
     _calm_libraries(quiet)
     from cotune import experiment
+    from cotune.engines.cache import GenerationCache
     from cotune.progress import listener
 
+    kept = GenerationCache(cache) if cache else None
     with listener(quiet) as listen, redirect_stdout(sys.stderr):
-        result = experiment.run(resolved, out, name, listen)
+        result = experiment.run(resolved, out, name, listen, kept)
     if as_json:
         emit_json({"folder": str(result.folder), **result.summary})
     else:
@@ -186,6 +198,7 @@ def study(
     sets: Set = None,
     out: Out = Path("results"),
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
+    cache: Cache = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what every run would cost at most; run nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -193,6 +206,7 @@ def study(
     """Run every experiment that has no finished run, and go on after a failed one."""
     from cotune import study as studies
     from cotune.config import merged, parse_set, read_toml
+    from cotune.engines.cache import GenerationCache
     from cotune.wording import study_line, study_plan_text
 
     laid_on = read_toml(file) if file else {}
@@ -214,7 +228,9 @@ def study(
         if not quiet or row["status"] == "failed":
             note(f"[{told}/{len(planned)}] {study_line(row)}")
 
-    rows = studies.run_all(planned, out, jobs, report)
+    if cache:
+        GenerationCache(cache)  # that it cannot be used is said once, before anything runs
+    rows = studies.run_all(planned, out, jobs, report, partial(studies.run_one, cache=cache))
     failed = sum(row["status"] == "failed" for row in rows)
     if as_json:
         emit_json({"runs": rows, "failed": failed})

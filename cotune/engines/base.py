@@ -6,10 +6,11 @@ An engine knows nothing of tasks, strategies or budgets. The chat template is ap
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cotune.errors import UsageError
 from cotune.values import Adapter, Completion
@@ -37,6 +38,12 @@ class Request:
     adapter: Adapter | None = None
 
 
+def stream_seed(sampling: Sampling, prompt: str, sample: int) -> int:
+    """The 63-bit seed of sample `sample` of a prompt: its random numbers depend on nothing else in the batch."""
+    text = f"{sampling.seed}\n{sample}\n{prompt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
 def report_too_long(lengths: Sequence[int], sampling: Sampling, context: int, model: str) -> None:
     """Say how many prompts leave no room for a completion in the context; these count as truncated.
 
@@ -57,9 +64,19 @@ def report_too_long(lengths: Sequence[int], sampling: Sampling, context: int, mo
 
 
 class Engine(Protocol):
-    """Generates with one base model."""
+    """Generates with one base model.
+
+    `rows_apart` says that the rows of a batch do not move each other, not even in the last bits of log-probabilities.
+    """
 
     name: str
+    rows_apart: bool
+
+    def identity(self) -> list[Any]:
+        """What its completions depend on besides weights, prompt, adapter and decoding: versions, hardware, settings.
+
+        Plain JSON.
+        """
 
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         """Split into batches (lists of indices into `requests`), deterministic in the requests alone.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cotune.engines.base import Request, Sampling
 from cotune.values import Completion
@@ -23,11 +24,15 @@ class FakeEngine:
     """
 
     name = "fake"
+    rows_apart = True
 
     def __init__(self, answer: Answer, *, batch_size: int = 32) -> None:
         self.answer = answer
         self.batch_size = batch_size
         self.calls: list[Request] = []
+
+    def identity(self) -> list[Any]:
+        return [self.name]
 
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         """Consecutive batches of `batch_size`."""

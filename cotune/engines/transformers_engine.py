@@ -10,22 +10,22 @@ Axes: B rows of a batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
 from cotune.config import RunConfig
-from cotune.engines.base import Request, Sampling, report_too_long
-from cotune.errors import CotuneError, UsageError
+from cotune.engines.base import Request, Sampling, report_too_long, stream_seed
+from cotune.errors import CotuneError
 from cotune.models.base import BaseModel
-from cotune.models.lora import LoraFactors, attached, canary, stack
-from cotune.values import Adapter, Completion
+from cotune.models.lora import LoraFactors, as_factors, attached, canary, stack
+from cotune.values import Completion
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -55,6 +55,7 @@ class TransformersEngine:
     """
 
     name = "transformers"
+    rows_apart = False
 
     def __init__(
         self, base: BaseModel, *, batch_size: int = 32, max_batch_tokens: int = 32768, threads: int | None = None
@@ -74,6 +75,9 @@ class TransformersEngine:
         return cls(
             base, batch_size=settings.batch_size, max_batch_tokens=settings.max_batch_tokens, threads=settings.threads
         )
+
+    def identity(self) -> list[Any]:
+        return [self.name, torch.__version__, transformers.__version__, *self.base.hardware, torch.get_num_threads()]
 
     def token_count(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
@@ -107,7 +111,7 @@ class TransformersEngine:
         """
         prompts = [self.base.encode(request.prompt) for request in requests]
         room = self.base.context_length - sampling.max_new_tokens
-        adapters = [_factors(request.adapter) for request in requests]
+        adapters = [as_factors(request.adapter) for request in requests]
         self._check_adapters(prompts, adapters)
         greedy = sampling.temperature == 0
         samples = range(1 if greedy else sampling.n)
@@ -139,7 +143,7 @@ class TransformersEngine:
         Prompt and continuation together must fit the context.
         """
         prompts = [self.base.encode(request.prompt) for request in requests]
-        adapters = [_factors(request.adapter) for request in requests]
+        adapters = [as_factors(request.adapter) for request in requests]
         longest_first = sorted(range(len(requests)), key=lambda i: -len(prompts[i]) - len(continuations[i]))
 
         def scores(chosen: Sequence[int]) -> list[list[float]]:
@@ -235,12 +239,6 @@ class TransformersEngine:
         return rows
 
 
-def _factors(adapter: Adapter | None) -> LoraFactors | None:
-    if adapter is None or isinstance(adapter, LoraFactors):
-        return adapter
-    raise UsageError(f"The transformers engine takes LoraFactors as adapters, not {type(adapter).__name__}.")
-
-
 def _choose(logits_BV: Tensor, sampling: Sampling, draw_B: Tensor | None) -> Tensor:
     """The next token of each row: the most likely one, or by inverse transform of one uniform number a row.
 
@@ -269,9 +267,7 @@ def _draws(rows: Sequence[_Row], requests: Sequence[Request], sampling: Sampling
     """Uniform numbers [B, max_new_tokens], row by row from its own stream; drawn on the CPU, so the same everywhere."""
     draws = []
     for row in rows:
-        text = f"{sampling.seed}\n{row.sample}\n{requests[row.request].prompt}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-        stream = torch.Generator().manual_seed(seed)
+        stream = torch.Generator().manual_seed(stream_seed(sampling, requests[row.request].prompt, row.sample))
         draws.append(torch.rand(sampling.max_new_tokens, generator=stream, dtype=torch.float64))
     return torch.stack(draws).to(device)
 

