@@ -4,7 +4,8 @@
 
 `tiny` and `tiny-4m` are the packaged models; `105m` has random weights. Greedy; the prompts are questions of
 micro-gsm8k, each continued for the same number of tokens (nothing ends early). The variants take turns in every round;
-figures are medians and ratios of medians. Starting is timed once, in a process of its own.
+figures are medians and ratios of medians of processor seconds (both engines run in this process, so what else the
+machine does hardly counts). Starting is timed once, in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +120,7 @@ def measure(size: str, rows: int, new_tokens: int, rounds: int) -> dict[str, flo
     with tempfile.TemporaryDirectory() as folder:
         runs = variants(model(size, Path(folder)), rows, new_tokens)
         tokens = {name: run() for name, run in runs.items()}  # warm-up, and vLLM starts
-        return {name: tokens[name] / taken for name, taken in median_seconds(runs, rounds).items()}
+        return {name: tokens[name] / taken for name, taken in median_seconds(runs, rounds, time.process_time).items()}
 
 
 def starting() -> dict[str, float]:
