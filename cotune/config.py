@@ -72,7 +72,10 @@ class BudgetConfig(Section):
     """Limits on tuning cost (measuring on the test split is free). Empty means no limit."""
 
     tokens: Count | None = Field(None, description="prompt + generated + trained tokens")
-    flops: Annotated[float, Field(ge=0)] | None = None
+    flops: Annotated[float, Field(ge=0)] | None = Field(None, description="by the ledger's formula")
+    seconds: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of generating and training; the batch or step that passes the limit is finished"
+    )
 
 
 class PromptConfig(Section):
@@ -319,6 +322,31 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
             value = text
         out = merged(out, nested(key.strip(), value))
     return out
+
+
+_SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15}
+_TIMES = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_budget(limits: Iterable[str]) -> dict[str, Any]:
+    """`["tokens=2M", "seconds=30m"]` -> {"budget": {"tokens": 2000000, "seconds": 1800.0}}.
+
+    Tokens and flops take k, M, G (or B), T, P; seconds take s, m, h. Raises UsageError.
+    """
+    budget: dict[str, float] = {}
+    for limit in limits:
+        unit, equals, text = limit.partition("=")
+        suffixes = _TIMES if unit == "seconds" else _SUFFIXES
+        try:
+            if not equals or unit not in BudgetConfig.model_fields:
+                raise ValueError(unit)
+            number = float(text[:-1]) * suffixes[text[-1]] if text[-1:] in suffixes else float(text)
+            budget[unit] = round(number) if unit == "tokens" else number
+        except (ValueError, OverflowError):
+            raise UsageError(
+                f"--budget {limit!r} is not valid. Give tokens=2M, flops=1e15 or seconds=30m (k, M, G, T, P; s, m, h)."
+            ) from None
+    return {"budget": budget} if budget else {}
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
     generator = generator_model(config, model)
     notes = [*data.report.warnings, *pairing(config, generator, model)]
     build = engine_factory(config)
-    ledger = Ledger(config.budget.tokens, config.budget.flops)
+    ledger = Ledger(config.budget.tokens, config.budget.flops, config.budget.seconds)
     bench = Bench(model, build(model), build, ledger, folder, config.seed, listen, cache=cache)
     bench.emit("start", strategy=config.strategy, train=len(data.train), val=len(data.val), model_digest=model.digest)
     for note in notes:
@@ -214,6 +214,8 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
         if is_crossed(config, strategy):
             crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
+    events = read_rows(folder.path / "events.jsonl")
+    stopped = dict.fromkeys(str(event["message"]) for event in events if event["kind"] == "budget")
     return {
         "status": "done",
         "engine": bench.engine.name,
@@ -230,7 +232,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
             "decoding_digest": digest(asdict(sampling) | {"seed": None}),  # seeds of one strategy are comparable
             "grader_version": GRADER_VERSION,
         },
-        "notes": [*notes, *warnings(read_rows(folder.path / "events.jsonl"))],
+        "notes": [*notes, *stopped, *warnings(events)],
     }
 
 

@@ -61,13 +61,14 @@ class Spent:
 
 
 class Ledger:
-    """Books spending. `tokens` and `flops` limit the tuning account; None is no limit."""
+    """Books spending. `tokens`, `flops` and `seconds` limit the tuning account; None is no limit."""
 
-    def __init__(self, tokens: int | None = None, flops: float | None = None) -> None:
+    def __init__(self, tokens: int | None = None, flops: float | None = None, seconds: float | None = None) -> None:
         self.tuning = Spent()
         self.measuring_account = Spent()
         self._limit_tokens = tokens
         self._limit_flops = flops
+        self._limit_seconds = seconds
         self._account = self.tuning
         self._parts: dict[Part, Spent] = {}
 
@@ -81,13 +82,18 @@ class Ledger:
             self._account = before
 
     def allow(self, tokens: int, flops: float) -> None:
-        """Ask before working. Raises BudgetExhausted if this much more tuning could exceed the budget."""
+        """Ask before working. Raises BudgetExhausted if this much more tuning could exceed the budget.
+
+        Nobody knows beforehand how many seconds work takes, so their limit can be passed by one piece of work.
+        """
         if self._account is not self.tuning:
             return
         if self._limit_tokens is not None and self.tuning.tokens + tokens > self._limit_tokens:
             raise BudgetExhausted(f"The budget of {self._limit_tokens:,} tuning tokens is used up.")
         if self._limit_flops is not None and self.tuning.flops + flops > self._limit_flops:
             raise BudgetExhausted(f"The budget of {self._limit_flops:.3g} tuning FLOPs is used up.")
+        if self._limit_seconds is not None and self.tuning.seconds >= self._limit_seconds:
+            raise BudgetExhausted(f"The budget of {self._limit_seconds:,g} seconds of tuning is used up.")
 
     @contextmanager
     def parts(self) -> Iterator[dict[Part, Spent]]:

@@ -154,7 +154,8 @@ class Trainer(Generic[Item]):
             tokens, flops = sum(c.tokens for c in costs), sum(c.flops for c in costs)
             try:
                 self._bench.ledger.allow(tokens, flops)
-            except BudgetExhausted:
+            except BudgetExhausted as stop:
+                self._bench.emit("budget", where="training", message=str(stop))
                 self._save(meta)
                 return False
             began = time.perf_counter()

@@ -213,3 +213,16 @@ def test_a_study_asks_the_hub_for_a_model_once(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(UsageError, match="cannot be reached"):
             planning.plan(resolve({"strategy": "zero-shot", "model": "org/far", "task": "micro-gsm8k", "seed": seed}))
     assert asked == ["org/far"]
+
+
+@pytest.mark.parametrize("strategy", ["prompt-only", "lora-only", "joint"])
+def test_a_run_says_that_its_budget_stopped_it(config: RunConfig, strategy: str, tmp_path: Path) -> None:
+    joint = {"epochs": 1, "rollouts": 2, "max_prompt_tokens": 4, "rank": 2, "generator_rank": 2, "share": 0.5}
+    free = resolve(config.model_dump(), {"strategy": strategy, "joint": joint})
+    spent = experiment.run(free, tmp_path, "free").summary
+    assert not [note for note in spent["notes"] if "budget" in note]
+    limit = spent["cost"]["tuning"]["tokens"] - 1
+    short = free.model_copy(update={"budget": free.budget.model_copy(update={"tokens": limit})})
+    stopped = experiment.run(short, tmp_path, "short").summary
+    assert f"The budget of {limit:,} tuning tokens is used up." in stopped["notes"]
+    assert stopped["cost"]["tuning"]["tokens"] <= limit

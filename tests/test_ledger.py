@@ -43,6 +43,20 @@ def test_zero_budget_allows_nothing() -> None:
         Ledger(tokens=0).allow(1, 0.0)
 
 
+def test_a_limit_of_seconds_lets_the_last_work_finish() -> None:
+    ledger = Ledger(seconds=10)
+    ledger.allow(10**9, 1e30)
+    ledger.book(Spent(seconds=9.9))
+    ledger.allow(1, 1.0)
+    ledger.book(Spent(seconds=5.0))
+    with pytest.raises(BudgetExhausted, match="10 seconds of tuning"):
+        ledger.allow(1, 1.0)
+    with ledger.measuring():
+        ledger.allow(1, 1.0)
+    with pytest.raises(BudgetExhausted):
+        Ledger(seconds=0).allow(0, 0.0)
+
+
 def test_restore_sets_the_tuning_account_alone() -> None:
     ledger = Ledger()
     with ledger.measuring():

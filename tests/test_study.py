@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from reference.run_folders import write_run
 
-from cotune.config import read_toml
+from cotune.config import parse_budget, read_toml
 from cotune.errors import UsageError
 from cotune.study import DIED, Experiment, combinations, experiments, row_of, run_all
 
@@ -57,6 +57,14 @@ def test_a_grid_lists_any_setting(tmp_path: Path) -> None:
     for wrong in ("grid = 3\n" + FILE, FILE + '[grid]\n"weights.rank" = 2\n', FILE + "[grid.weights]\nrank = [2]\n"):
         (only,) = experiments(write(tmp_path / "y.toml", wrong), {})
         assert "List values by dotted name" in only.reason
+
+
+def test_a_budget_is_written_with_units() -> None:
+    assert parse_budget([]) == {}
+    assert parse_budget(["tokens=2M", "flops=1.5P"]) == {"budget": {"tokens": 2_000_000, "flops": 1.5e15}}
+    assert parse_budget(["tokens=1.5k"]) == {"budget": {"tokens": 1500}}
+    assert parse_budget(["seconds=1.5h"]) == parse_budget(["seconds=90m"]) == {"budget": {"seconds": 5400.0}}
+    assert parse_budget(["flops=1e15"]) == {"budget": {"flops": 1e15}}
 
 
 def test_a_folder_is_its_files_by_name_each_run_once(tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ Cache = Annotated[
         help="Keep generations in this file and take from it what another run has made. Default: none.",
     ),
 ]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="UNIT=N", help="Most that tuning may spend: tokens=2M, flops=1e15 or seconds=30m; repeatable."
+    ),
+]
 Limit = typer.Option(metavar="N", min=1)
 
 
@@ -58,6 +64,7 @@ def run(
     limit_test: Annotated[int | None, Limit] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags win over it.")] = None,
     sets: Set = None,
+    budget: Budget = None,
     out: Out = Path("results"),
     name: Annotated[str | None, typer.Option(help="Name of the run folder. Default: from the config.")] = None,
     cache: Cache = None,
@@ -81,9 +88,11 @@ def run(
         "limit_val": limit_val,
         "limit_test": limit_test,
     }
+    from cotune.config import parse_budget
+
     if name is not None and (not name.strip() or name == ".." or Path(name).name != name):
         raise UsageError(f"--name {name!r} is not one folder name. Use --out for the folder that holds it.")
-    resolved = configured(config, sets, flags)
+    resolved = configured(config, sets, flags | parse_budget(budget or []))
     if plan:
         _plan(resolved, out, name, as_json)
         return
@@ -196,6 +205,7 @@ def study(
         typer.Option("--config", metavar="FILE.toml", help="Settings laid on every experiment, under --set."),
     ] = None,
     sets: Set = None,
+    budget: Budget = None,
     out: Out = Path("results"),
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
     cache: Cache = None,
@@ -205,12 +215,13 @@ def study(
 ) -> None:
     """Run every experiment that has no finished run, and go on after a failed one."""
     from cotune import study as studies
-    from cotune.config import merged, parse_set, read_toml
+    from cotune.config import merged, parse_budget, parse_set, read_toml
     from cotune.engines.cache import GenerationCache
     from cotune.wording import study_line, study_plan_text
 
     laid_on = read_toml(file) if file else {}
-    overrides = merged(merged(laid_on, parse_set(sets or [])), {"data": data} if data else {})
+    flags = parse_budget(budget or []) | ({"data": data} if data else {})
+    overrides = merged(merged(laid_on, parse_set(sets or [])), flags)
     planned = studies.experiments(path, overrides)
     _calm_libraries(quiet)
     if plan:

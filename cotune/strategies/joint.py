@@ -189,7 +189,10 @@ class _Run:
         self._items = Items(settings, tuned, problem.base, bench)
 
     def train(self) -> None:
-        """Raises BudgetExhausted (whatever was validated by then can still be taken), NoData."""
+        """Ends, or raises BudgetExhausted, where the budget does; what was validated by then can be taken.
+
+        Raises NoData.
+        """
         pairs, counts = self._items.pairs(self._problem.train, self._teacher)
         if not pairs:
             raise NoData(
@@ -220,7 +223,7 @@ class _Run:
                 for step in range(trainer.step, end)
             ]
             if not trainer.run(steps, vars(now)):
-                raise BudgetExhausted("The budget of tuning tokens or FLOPs is used up.")
+                return
             self._validate(trainer.step)
 
     def take_best(self) -> bool:
