@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cotune.bench import Bench, ignore
+from cotune.checks import remarks, validity
 from cotune.config import RunConfig
 from cotune.diagnosis import warnings
 from cotune.engines import engine as make_engine
@@ -204,6 +205,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
 
     measured = measured_examples(config, data)
     folder.write_json("data.json", data_record(config, data, measured))
+    touches = folder.touched(config.measured)
     with ledger.measuring():
         measure = bench.at(config.measured)
         with ledger.parts() as parts:
@@ -214,6 +216,8 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
         if is_crossed(config, strategy):
             crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
+    splits = {"train": data.train, "val": data.val} | {config.measured: measured}
+    checks = validity(splits, config.measured, ours, rows, touches)
     events = read_rows(folder.path / "events.jsonl")
     stopped = dict.fromkeys(str(event["message"]) for event in events if event["kind"] == "budget")
     return {
@@ -221,6 +225,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
         "engine": bench.engine.name,
         "headline": task.headline,
         **scores(rows, crossed),
+        "checks": checks,
         "cost": ledger.report(),
         "serving": per_example(parts, len(measured)) | {"parameters": tuned.sizes() or None},
         "wall_seconds": time.perf_counter() - began,
@@ -232,7 +237,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
             "decoding_digest": digest(asdict(sampling) | {"seed": None}),  # seeds of one strategy are comparable
             "grader_version": GRADER_VERSION,
         },
-        "notes": [*notes, *stopped, *warnings(events)],
+        "notes": [*notes, *stopped, *remarks(checks, config.measured, len(measured)), *warnings(events)],
     }
 
 

@@ -4,6 +4,8 @@
     work/        journal of generations and checkpoints, removed when the run is done
     .lock        held while a process works here
 
+and beside it, for all run folders of one place, measured.jsonl: which config has measured test (or val) how often.
+
 `summary.json` is written last and atomically: without it a run is unfinished. Every other file is either appended to
 line by line (a torn last line is dropped on reading) or replaced atomically. Knows nothing of models or strategies.
 """
@@ -29,6 +31,7 @@ from cotune.values import Event, digest
 if TYPE_CHECKING:
     import torch
 
+TOUCHES = "measured.jsonl"  # beside the run folders
 FINAL = ("done", "no-data")  # a run with another status may be run again
 
 
@@ -150,6 +153,22 @@ class RunFolder:
             return None
         summary: dict[str, Any] = read_json(path)
         return summary if summary["status"] in FINAL else None
+
+    def touched(self, split: str) -> int:
+        """How often a split has been measured with this config in the folder that holds this run, this time included.
+
+        Counted in a file beside the run folders, so that a run that is deleted and made again is counted. A run that
+        goes on after an interruption is one.
+        """
+        mark, counted = self._work / f"{split}-touched", self.path.parent / TOUCHES
+        config = digest([split, read_json(self.path / "config.json")])
+        if not mark.exists():
+            counted.parent.mkdir(parents=True, exist_ok=True)
+            with counted.open("a", encoding="utf-8") as file:  # one short line: whole, whoever else appends
+                file.write(json_line({"config": config, "split": split, "run": self.path.name}))
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
+        return sum(row["config"] == config for row in read_rows(counted))
 
     def write_json(self, name: str, value: Any) -> None:
         write_json(self.path / name, value)

@@ -37,6 +37,7 @@ RANK = {
     "proposers": 9,
     "rollouts": 9,
     "joint_items": 9,
+    "checks": 10,
     "strategies": 10,
     "experiment": 11,
     "finished": 12,

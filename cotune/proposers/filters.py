@@ -40,7 +40,7 @@ class Filter:
         # Hashes, not text: 8 bytes a word keep a large training set affordable. Two different runs of words with one
         # 64-bit hash are not to be expected in a lifetime.
         texts = (t for e in examples for t in (e.question, e.context, e.rationale, *e.choices))
-        self._known = np.unique(np.fromiter((hash(r) for t in texts for r in _runs(t)), dtype=np.int64))
+        self._known = np.unique(np.fromiter((hash(r) for t in texts for r in word_runs(t)), dtype=np.int64))
         self._passed = {trusted}
         self._max_characters = max_characters
         self._special_tokens = tuple(special_tokens)
@@ -73,11 +73,11 @@ class Filter:
         return None
 
     def _copies(self, text: str) -> bool:
-        runs = np.fromiter((hash(r) for r in _runs(text)), dtype=np.int64)
+        runs = np.fromiter((hash(r) for r in word_runs(text)), dtype=np.int64)
         return bool(np.isin(runs, self._known).any())
 
 
-def _runs(text: str) -> Iterator[tuple[str, ...]]:
+def word_runs(text: str) -> Iterator[tuple[str, ...]]:
     """Every run of COPIED_WORDS consecutive words, without case and punctuation."""
     words = _WORD.findall(text.lower())
     return zip(*(words[i:] for i in range(COPIED_WORDS)), strict=False)
