@@ -148,8 +148,9 @@ class Bench:
     def _batch(
         self, requests: list[Request], sampling: Sampling, base: BaseModel, engine: Engine, version: str, part: Part
     ) -> list[list[Completion]]:
-        prompts = [engine.token_count(r.prompt) for r in requests]
-        most = sum(prompts) + len(requests) * sampling.n * sampling.max_new_tokens
+        reads = sampling.n if getattr(engine, "reads_prompt_per_sample", False) else 1
+        most = reads * sum(engine.token_count(r.prompt) for r in requests)
+        most += len(requests) * sampling.n * sampling.max_new_tokens
         self.ledger.allow(most, forward_flops(base.parameters_count, most))
         content = [[r.prompt, r.adapter.digest if r.adapter else None] for r in requests]
         key = digest(["generate", engine.name, base.digest, version, asdict(sampling), content])
@@ -165,13 +166,14 @@ class Bench:
             self.store.remember(key, known)
         else:
             completions = [[_completion(c) for c in row] for row in known["rows"]]
-        generated = sum(len(c.token_ids) for row in completions for c in row)
+        read = sum(c.prompt_tokens for row in completions for c in row[:reads])
+        generated = sum(c.generated_tokens for row in completions for c in row)
         self.ledger.book(
             Spent(
                 calls=len(requests) * sampling.n,
-                prompt_tokens=sum(prompts),
+                prompt_tokens=read,
                 generated_tokens=generated,
-                flops=forward_flops(base.parameters_count, sum(prompts) + generated),
+                flops=forward_flops(base.parameters_count, read + generated),
                 seconds=known["seconds"],
             ),
             part,

@@ -57,7 +57,11 @@ def report_too_long(lengths: Sequence[int], sampling: Sampling, context: int, mo
 
 
 class Engine(Protocol):
-    """Generates with one base model."""
+    """Generates with one base model.
+
+    One that reads a prompt once for each of its samples (local engines read it once for all) has an attribute
+    `reads_prompt_per_sample` that is true; one that cannot promise the same answer again, `repeatable` that is false.
+    """
 
     name: str
 
@@ -72,4 +76,4 @@ class Engine(Protocol):
         """`sampling.n` completions per request, in request order, as one batch."""
 
     def token_count(self, prompt: str) -> int:
-        """Tokens of a rendered prompt, for budgets and plans."""
+        """Tokens of a rendered prompt, for budgets and plans; no fewer, where only a server can count them."""
