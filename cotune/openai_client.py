@@ -28,6 +28,7 @@ from cotune.errors import CotuneError, UsageError
 
 KEY = "OPENAI_API_KEY"
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_CONNECT = 10.0  # seconds, at most, until a server takes the connection
 _SHORTEST_KEY = 8  # characters; shorter ones are dummies ("EMPTY"), and words of ordinary answers
 _SHOWN = 300  # characters of what a server says
 _OFFERED = 10  # model names shown
@@ -119,14 +120,14 @@ class ChatClient:
         return replies
 
     def models(self) -> list[dict[str, Any]]:
-        """What the server's list of models says; empty where it has no such list. Raises CotuneError."""
+        """What the server's list of models says; empty where there is none for this key. Raises CotuneError."""
         with self._http() as http:
             response = self._send(http, "GET", "/models", None, threading.Event())
-        if response.status_code in (401, 403):
+        if response.status_code == 401:
             raise self._status(response, None)
         try:
             return [entry for entry in response.json()["data"] if isinstance(entry["id"], str)]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return []
 
     def failed(self, problem: str, model: object, fix: str) -> CotuneError:
@@ -139,7 +140,8 @@ class ChatClient:
         return httpx.create_ssl_context()
 
     def _http(self) -> httpx.Client:
-        return httpx.Client(timeout=self._timeout, verify=self._certificates)
+        timeout = httpx.Timeout(self._timeout, connect=min(self._timeout, _CONNECT))
+        return httpx.Client(timeout=timeout, verify=self._certificates)
 
     def _ask(self, http: httpx.Client, body: Mapping[str, Any], stop: threading.Event) -> Reply:
         response = self._send(http, "POST", "/chat/completions", body, stop)
@@ -168,14 +170,12 @@ class ChatClient:
                 raise CotuneError("Stopped, because another request failed.")
             try:
                 response = http.request(method, self.base_url + path, json=body, headers=_headers())
-            except httpx.TimeoutException:
-                problem = f"does not answer within {self._timeout:g} s"
-            except (httpx.TransportError, httpx.InvalidURL) as error:
+            except (httpx.RequestError, httpx.InvalidURL) as error:
                 # Never the error's own words: they may hold a header.
                 problem = f"cannot be reached ({type(error).__name__})"
-                if body is None and isinstance(
-                    error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL
-                ):
+                if isinstance(error, httpx.ReadTimeout):
+                    problem = f"does not answer within {self._timeout:g} s"
+                if body is None:  # the first contact: a wrong address is said at once
                     raise self.failed(problem, None, "Check that the server is running, and openai.base_url.") from None
             else:
                 if response.status_code not in _RETRIED or _UNPAID in response.text:
@@ -224,7 +224,7 @@ class ChatClient:
 
         try:
             content = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise unreadable("not JSON") from None
         if isinstance(content, dict) and content.get("error"):
             raise self.failed(
@@ -297,16 +297,16 @@ def _redacted(text: str) -> str:
 
 
 def _said(response: httpx.Response) -> str:
-    """The server's own words about an error, on one line."""
+    """The server's own words about an error, on one line, without what would move a terminal's cursor."""
     try:
         content = json.loads(response.text)
         error = content.get("error") or content.get("detail") or content
         said = error if isinstance(error, str) else str(error.get("message") or error)
         if isinstance(error, dict) and isinstance(error.get("code"), str) and error["code"] not in said:
             said += f" ({error['code']})"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         said = "" if "<html" in response.text.lower() else response.text
-    return _redacted(" ".join(said.split()))
+    return _redacted("".join(c for c in " ".join(said.split()) if c.isprintable()))
 
 
 def _asked_wait(response: httpx.Response) -> float:

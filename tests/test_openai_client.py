@@ -136,6 +136,13 @@ def test_a_slow_server_is_not_waited_for_for_ever(server: ChatServer) -> None:
     assert "does not answer within 0.1 s, 2 times" in error(server, timeout=0.1, attempts=2)
 
 
+def test_a_connection_that_breaks_is_tried_again(server: ChatServer) -> None:
+    server.replies = [(200, b"{}", {"Content-Length": "99", "Connection": "close"}),
+                      (200, b"no gzip", {"Content-Encoding": "gzip"})]  # fmt: skip
+    assert ask(server).text == "#### 2"
+    assert len(server.seen) == 3
+
+
 def test_a_server_that_is_not_there() -> None:
     nobody = ChatClient("http://127.0.0.1:9/v1", first_wait=0.001)
     with pytest.raises(CotuneError, match=r"'some-model' at http://127.0.0.1:9/v1 cannot be reached .*, 5 times"):
@@ -155,13 +162,14 @@ def test_a_server_that_is_not_there() -> None:
         ((307, b"", {"Location": "/v2"}), "answers with status 307. Check base URL"),
         ((400, {"error": {"message": "temperature must be 1", "code": "unsupported_value"}}),
          "status 400: temperature must be 1 (unsupported_value). Change what the server objects to"),
-        ((400, {"detail": f"bad header Bearer {SECRET}"}), "bad header Bearer [key]"),
+        ((400, {"detail": f"bad \x1b[31mheader\n Bearer {SECRET}"}), "bad [31mheader Bearer [key]"),
         ((429, {"error": {"message": "Quota", "code": "insufficient_quota"}}), "has no credit left"),
         ((200, {"error": {"message": "Upstream is down"}}), "answers with an error: Upstream is down"),
         ((200, b"<html>"), "form of chat completions (not JSON)"),
         ((200, {"choices": []}), "form of chat completions (no choices)"),
         ((200, []), "form of chat completions (parts are missing)"),
         ((200, {"choices": [{"message": {"content": 5}}]}), "form of chat completions (no text)"),
+        ((200, b"[" * 100_000), "form of chat completions (not JSON)"),
     ],
 )  # fmt: skip
 def test_errors_are_one_sentence_at_the_first_attempt(server: ChatServer, reply: Any, sentence: str) -> None:
@@ -189,7 +197,7 @@ def test_a_wrong_model_name_lists_what_there_is(server: ChatServer) -> None:
 
 def test_the_list_of_models_may_be_missing(server: ChatServer) -> None:
     assert [entry["id"] for entry in client(server).models()] == ["some-model"]
-    for odd in (None, [], {"data": [{"name": "x"}]}, b"<html>"):
+    for odd in (None, [], {"data": [{"name": "x"}]}, b"<html>", b"[" * 100_000):
         server.models = odd
         assert client(server).models() == []
 
