@@ -32,7 +32,8 @@ from cotune.values import Prompt
 
 CONTEXT = 2048
 SECRET = "sk-a-sentinel-that-nobody-may-see"
-STARTS_WITHIN = 240  # seconds; a busy CPU takes one minute
+STARTS_WITHIN = 600  # seconds; one minute on two cores, three when they are busy
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
