@@ -156,8 +156,9 @@ class Bench:
     def _batch(
         self, requests: list[Request], sampling: Sampling, base: BaseModel, engine: Engine, version: str, part: Part
     ) -> list[list[Completion]]:
-        prompts = [engine.token_count(r.prompt) for r in requests]
-        most = sum(prompts) + len(requests) * sampling.n * sampling.max_new_tokens
+        reads = sampling.n if engine.rows_apart else 1
+        most = reads * sum(engine.token_count(r.prompt) for r in requests)
+        most += len(requests) * sampling.n * sampling.max_new_tokens
         self.ledger.allow(most, forward_flops(base.parameters_count, most))
         content = [[r.prompt, r.adapter.digest if r.adapter else None] for r in requests]
         key = digest(["generate", engine.name, base.digest, version, asdict(sampling), content])
@@ -166,16 +167,16 @@ class Bench:
             known = self._made(requests, sampling, base, engine, version)
             self.store.remember(key, known)
         completions = [[_completion(c) for c in row] for row in known["rows"]]
-        cached_calls, cached_tokens = known["cached"]
-        generated = sum(len(c.token_ids) for row in completions for c in row)
+        read, generated = _tokens(completions, reads)
+        cached = [completions[i] for i in known["cached"]]
         self.ledger.book(
             Spent(
                 calls=len(requests) * sampling.n,
-                prompt_tokens=sum(prompts),
+                prompt_tokens=read,
                 generated_tokens=generated,
-                cached_calls=cached_calls,
-                cached_tokens=cached_tokens,
-                flops=forward_flops(base.parameters_count, sum(prompts) + generated),
+                cached_calls=len(cached) * sampling.n,
+                cached_tokens=sum(_tokens(cached, reads)),
+                flops=forward_flops(base.parameters_count, read + generated),
                 seconds=known["seconds"],
             ),
             part,
@@ -194,8 +195,8 @@ class Bench:
         """
         if self.cache is None:
             return _generated(requests, sampling, engine)
-        tokens = [base.encode(r.prompt) for r in requests]
-        keys = completion_keys(engine, [base.digest, version], tokens, requests, sampling)
+        contents = [base.content(r.prompt) for r in requests]
+        keys = completion_keys(engine, [base.digest, version], contents, requests, sampling)
         kept = self.cache.get([key for row in keys for key in row])
         hits = [i for i, row in enumerate(keys) if all(key in kept for key in row)]
         if not engine.rows_apart and len(hits) < len(requests):
@@ -212,12 +213,17 @@ class Bench:
             self.cache.put(fresh)
             kept |= fresh
         rows = [[kept[key] for key in row] for row in keys]
-        written = sum(len(sample["completion"]["token_ids"]) for i in hits for sample in rows[i])
         return {
             "rows": [[sample["completion"] for sample in row] for row in rows],
             **{name: sum(sample[name] for row in rows for sample in row) for name in _SECONDS},
-            "cached": [len(hits) * sampling.n, sum(len(tokens[i]) for i in hits) + written],
+            "cached": hits,
         }
+
+
+def _tokens(completions: Sequence[Sequence[Completion]], reads: int) -> tuple[int, int]:
+    """Read and written, with each prompt read `reads` times."""
+    read = sum(c.prompt_tokens for row in completions for c in row[:reads])
+    return read, sum(c.generated_tokens for row in completions for c in row)
 
 
 def _generated(requests: Sequence[Request], sampling: Sampling, engine: Engine) -> dict[str, Any]:
@@ -229,7 +235,7 @@ def _generated(requests: Sequence[Request], sampling: Sampling, engine: Engine) 
         "rows": [[asdict(c) for c in row] for row in completions],
         "seconds": time.perf_counter() - made,
         "adapter_seconds": made - began if any(isinstance(r.adapter, PendingLora) for r in requests) else 0.0,
-        "cached": [0, 0],
+        "cached": [],
     }
 
 

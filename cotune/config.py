@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cotune.errors import UsageError
 from cotune.plugins import nearest
@@ -68,6 +69,53 @@ class VllmConfig(Section):
     quantization: str | None = Field(None, description="as vLLM names it, for example fp8; empty: none")
 
 
+def _no_secret(url: str) -> str:
+    """A config is written down and printed, so an address may not carry a password or a key."""
+    if "@" in url.partition("//")[2].partition("/")[0] or "?" in url:
+        raise PydanticCustomError(
+            "secret", "a server's address takes no user, password or query. Keys come from OPENAI_API_KEY alone"
+        )
+    return url
+
+
+class OpenAIConfig(Section):
+    """The openai engine; what is of the client also for the proposer openai:BASE_URL#MODEL (all ours).
+
+    The key comes from the environment variable OPENAI_API_KEY and is written nowhere.
+    """
+
+    base_url: str | None = Field(
+        None, description="address of the server, usually ending in /v1, for example http://localhost:8000/v1"
+    )
+    concurrency: int = Field(8, ge=1, le=256, description="requests at a time")
+    requests_per_minute: Positive | None = Field(None, description="of one run; empty: no limit")
+    tokens_per_minute: Positive | None = Field(None, description="of one run, read and written; empty: no limit")
+    timeout: float = Field(120.0, gt=0, le=3600, description="seconds that one request may take")
+    attempts: int = Field(5, ge=1, le=20, description="of one request, with waits of 1, 2, 4 ... seconds between them")
+    longest_wait: float = Field(
+        120.0, gt=0, le=3600, description="seconds between attempts; a server that asks for more ends the run"
+    )
+    context_length: Positive | None = Field(
+        None,
+        description="tokens of prompt and answer, with every byte of a prompt taken for a token: longer prompts are "
+        "not tried; empty: what the server says (vLLM does), else no limit",
+    )
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the server calls the most tokens of an answer (newer hosted models: the latter)"
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None and not _no_secret(value).startswith(("http://", "https://")):
+            raise ValueError("an address starts with http:// or https://")
+        return value
+
+    def client(self) -> dict[str, Any]:
+        """Those settings that are of the client (openai_client.py), whichever server it asks."""
+        return self.model_dump(exclude={"base_url", "context_length", "limit_name"})
+
+
 class BudgetConfig(Section):
     """Limits on tuning cost (measuring on the test split is free). Empty means no limit."""
 
@@ -94,6 +142,11 @@ class PromptConfig(Section):
     choice_examples: Positive = Field(250, description="val examples that choose the winner (BetterTogether)")
     minibatch: Positive = Field(16, description="examples a candidate runs on before it may be dropped (ours)")
     finalists: Positive = Field(4, description="candidates scored on the val examples (ours)")
+
+    @field_validator("proposer")
+    @classmethod
+    def _no_secret_in_an_address(cls, value: str) -> str:
+        return _no_secret(value) if value.startswith("openai:") else value
 
 
 class WeightsConfig(Section):
@@ -215,6 +268,7 @@ class RunConfig(Section):
     decoding: DecodingConfig = DecodingConfig()
     runner: EngineConfig = EngineConfig()
     vllm: VllmConfig = VllmConfig()
+    openai: OpenAIConfig = OpenAIConfig()
     budget: BudgetConfig = BudgetConfig()
     prompt: PromptConfig = PromptConfig()
     weights: WeightsConfig = WeightsConfig()
@@ -374,6 +428,8 @@ def _readable(error: Any) -> str:
         return f"There is no setting {where!r}{nearest(str(where), settings())}"
     if error["type"] == "missing":
         return f"{where!r} is not set. Give --{where} or set it in the config file."
+    if error["type"] == "secret":
+        return f"{where} is not valid: {error['msg']}."
     return f"{where} = {error['input']!r} is not valid: {error['msg']}."
 
 

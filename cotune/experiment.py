@@ -28,6 +28,8 @@ from cotune.errors import CotuneError, DataError, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel, load
+from cotune.models.black_box import BlackBox
+from cotune.openai_client import ChatClient
 from cotune.plugins import resolve
 from cotune.record import RunFolder, environment, read_rows
 from cotune.serving import per_example
@@ -108,7 +110,43 @@ def seed_prompt(config: RunConfig, task: Task) -> Fixed:
 
 
 def base_model(config: RunConfig, name: str) -> BaseModel:
+    """With the openai engine the model that answers is behind a server; any other is loaded."""
+    if config.engine == "openai" and name == config.model:
+        return black_box(config)
     return load(name, device=config.runner.device, dtype=config.runner.dtype)
+
+
+def black_box(config: RunConfig) -> BlackBox:
+    """Asks the server nothing yet. Raises UsageError when no server is named."""
+    if config.openai.base_url is None:
+        raise UsageError(
+            "--engine openai needs the address of a server, for example --set openai.base_url=http://localhost:8000/v1."
+        )
+    client = ChatClient(config.openai.base_url, **config.openai.client())
+    return BlackBox(config.model, client, config.openai.context_length)
+
+
+def check_black_box(config: RunConfig, strategy: Strategy) -> list[str]:
+    """What to note of a model behind a server; nothing for one that runs here.
+
+    Raises UsageError for what only works where the weights are.
+    """
+    if config.engine != "openai":
+        return []
+    model = black_box(config)
+    prompts_only = config.strategy == "sequential" and "w" not in config.sequential.stages
+    if "weights" in strategy.levers and not prompts_only:
+        raise UsageError(
+            f"{config.strategy} tunes weights, and {model.name} is a black box behind {config.openai.base_url}: its "
+            "weights cannot be reached. Take --strategy prompt-only, or --engine transformers with a model that runs "
+            "here."
+        )
+    if config.budget.flops is not None:
+        raise UsageError(f"The FLOPs of {model.name} are unknown, so budget.flops cannot hold. Set budget.tokens.")
+    return [
+        f"{model.name} is a black box behind {config.openai.base_url}: that it stays the same model cannot be "
+        "verified, and its FLOPs are unknown."
+    ]
 
 
 def generator_model(config: RunConfig, base: BaseModel) -> BaseModel:
@@ -183,12 +221,13 @@ def run(
 def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: GenerationCache | None) -> dict[str, Any]:
     task = make_task(config.task)
     strategy = make_strategy(config)
+    black_box_notes = check_black_box(config, strategy)
     data = dataset(config, task)
     sampling = decoding(config, task)
     folder.write_json("environment.json", environment())
     model = base_model(config, config.model)
     generator = generator_model(config, model)
-    notes = [*data.report.warnings, *pairing(config, generator, model)]
+    notes = [*data.report.warnings, *pairing(config, generator, model), *black_box_notes]
     build = engine_factory(config)
     ledger = Ledger(config.budget.tokens, config.budget.flops, config.budget.seconds)
     bench = Bench(model, build(model), build, ledger, folder, config.seed, listen, cache=cache)
@@ -220,14 +259,15 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
     checks = validity(splits, config.measured, ours, rows, touches)
     events = read_rows(folder.path / "events.jsonl")
     stopped = dict.fromkeys(str(event["message"]) for event in events if event["kind"] == "budget")
+    cost, serving = ledger.report(), per_example(parts, len(measured)) | {"parameters": tuned.sizes() or None}
     return {
         "status": "done",
         "engine": bench.engine.name,
         "headline": task.headline,
         **scores(rows, crossed),
         "checks": checks,
-        "cost": ledger.report(),
-        "serving": per_example(parts, len(measured)) | {"parameters": tuned.sizes() or None},
+        "cost": cost if model.parameters_count else without_flops(cost),
+        "serving": serving if model.parameters_count else without_flops(serving),
         "wall_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory(),
         "comparable": {
@@ -283,6 +323,14 @@ def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any
     }
 
 
+def without_flops(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with every number of FLOPs None: of a black box they are unknown."""
+    return {
+        key: None if key == "flops" else without_flops(value) if isinstance(value, Mapping) else value
+        for key, value in report.items()
+    }
+
+
 def data_record(config: RunConfig, data: Dataset, measured: Sequence[Example]) -> dict[str, Any]:
     """data.json: where the rows came from, what was in them, and the ids of each split of this run."""
     splits = {"train": data.train, "val": data.val, config.measured: measured}
@@ -315,7 +363,7 @@ def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "metrics": dict(grade.metrics),
             "truncated": completion.truncated,
             "prompt_tokens": completion.prompt_tokens,
-            "generated_tokens": len(completion.token_ids),
+            "generated_tokens": completion.generated_tokens,
             "note": grade.note,
         }
         for example, c, rendered, completion, grade in zip(*columns, evaluation.grades, strict=True)

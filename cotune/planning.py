@@ -10,6 +10,8 @@ from typing import Any
 from cotune.config import RunConfig
 from cotune.errors import CotuneError
 from cotune.experiment import (
+    black_box,
+    check_black_box,
     dataset,
     decoding,
     is_crossed,
@@ -29,19 +31,21 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """The resolved config, what would be run and the most it would cost; runs nothing, loads no weights.
 
     Lengths are means over at most 64 train examples. FLOPs are by the ledger's formula, with every trained token
-    counted at 4 N (the trained part itself is small).
+    counted at 4 N (the trained part itself is small). Of a model behind a server, which is not asked, parameters and
+    FLOPs are None and every byte of a prompt counts as a token.
     Raises CotuneError like `run` for a config, data or model that cannot be used.
     """
     task = make_task(config.task)
     strategy = make_strategy(config)
-    outlined = _outlined(config.model)
-    generator = _outlined(config.generator or config.model)
+    notes = check_black_box(config, strategy)
+    outlined = black_box(config) if config.engine == "openai" else _outlined(config.model)
+    generator = _outlined(config.generator) if config.generator else outlined
     data = dataset(config, task)
     learned, sampling = learned_task(config, task), decoding(config, task)
     start = seed_prompt(config, task).prompt
 
     def mean_tokens(texts: list[str]) -> int:
-        return math.ceil(sum(len(outlined.encode(t)) for t in texts) / len(texts))
+        return math.ceil(sum(outlined.token_count(t) for t in texts) / len(texts))
 
     sample = data.train[:64]
     question = mean_tokens([outlined.render(learned.messages(start, e)) for e in sample])
@@ -55,12 +59,12 @@ def plan(config: RunConfig) -> dict[str, Any]:
     return {
         "config": config.model_dump(mode="json"),
         "run": config.run_name,
-        "parameters": outlined.parameters_count,
+        "parameters": outlined.parameters_count or None,
         "examples": {"train": len(data.train), "val": len(data.val), "test": test},
         "mean_tokens": {"question": question, "reference": reference, "completion_limit": sampling.max_new_tokens},
         "tuning_at_most": _cost(works, outlined.parameters_count),
         "measuring_at_most": _cost(measured, outlined.parameters_count),
-        "notes": [*data.report.warnings, *pairing(config, generator, outlined)],
+        "notes": [*data.report.warnings, *pairing(config, generator, outlined), *notes],
     }
 
 
@@ -86,5 +90,5 @@ def _cost(works: Sequence[Work], parameters: int) -> dict[str, Any]:
         "work": [f"{w.what}: {w.calls:,} calls, {w.forward_tokens + w.trained_tokens:,} tokens" for w in works],
         "calls": sum(w.calls for w in works),
         "tokens": forward + trained,
-        "flops": forward_flops(parameters, forward) + training_flops(parameters, 0, trained),
+        "flops": forward_flops(parameters, forward) + training_flops(parameters, 0, trained) if parameters else None,
     }

@@ -138,6 +138,7 @@ def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     sums = {f"{account}_{unit}": (account, unit) for account in ("tuning", "measuring") for unit in ("tokens", "flops")}
     total = dict.fromkeys(sums, 0.0)
+    unknown: set[str] = set()  # the FLOPs of a black box, and so of the sum
     for experiment in planned:
         cost = dict.fromkeys(total, 0.0)
         status, reason = "planned", experiment.reason or None
@@ -149,13 +150,15 @@ def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
             try:
                 plan = planning.plan(experiment.config)
                 cost = {key: plan[f"{account}_at_most"][unit] for key, (account, unit) in sums.items()}
+                unknown |= {key for key, value in cost.items() if value is None}
             except CotuneError as error:
                 status, reason = "failed", str(error)
         row = row_of(experiment, {"status": status})
         rows.append({key: row[key] for key in ("experiment", "run", "task", "model", "strategy", "seed")} | cost)
         rows[-1] |= {"status": status, "reason": reason}
-        total = {key: total[key] + cost[key] for key in total}
-    return {"runs": rows, "total": total, "failed": sum(row["status"] == "failed" for row in rows)}
+        total = {key: total[key] + (cost[key] or 0.0) for key in total}
+    known = {key: None if key in unknown else value for key, value in total.items()}
+    return {"runs": rows, "total": known, "failed": sum(row["status"] == "failed" for row in rows)}
 
 
 def _in_workers(

@@ -70,6 +70,7 @@ class Completion:
     """One generated text. `token_ids` excludes the end-of-turn token; `truncated` means it hit the length limit.
 
     `logprobs[i]` is log p(token_ids[i]) under the sampling temperature 1 distribution, empty unless asked for.
+    `counted` is the number of generated tokens where a server says it and names no ids.
     """
 
     text: str
@@ -77,6 +78,11 @@ class Completion:
     prompt_tokens: int
     truncated: bool
     logprobs: tuple[float, ...] = ()
+    counted: int | None = None
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.token_ids) if self.counted is None else self.counted
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         cells = ", ".join(f"{cell} {100 * value:.1f}%" for cell, value in summary["cells"].items())
         lines.append(f"  2x2 (prompt/weights) {cells}")
     for account, spent in summary["cost"].items():
-        lines.append(f"  {account}: {spent['tokens']:,} tokens, {spent['flops']:.3g} FLOPs, {spent['seconds']:.1f} s")
+        lines.append(f"  {account}: {spent['tokens']:,} tokens, {_flops(spent['flops'])}, {spent['seconds']:.1f} s")
         if calls := spent.get("cached_calls"):
             lines[-1] += f" (of these {spent['cached_tokens']:,} tokens of {calls:,} calls from the cache)"
     lines += serving_lines(summary.get("serving") or {})
@@ -56,9 +56,9 @@ def serving_lines(serving: Mapping[str, Any]) -> list[str]:
             tokens = f"{cost['read_tokens']:,.0f} tokens read"
             if "written_tokens" in cost:
                 tokens += f", {cost['written_tokens']:,.0f} written"
-            lines.append(f"    {doing}: {cost['seconds']:.2g} s, {cost['flops']:.3g} FLOPs, {tokens}")
+            lines.append(f"    {doing}: {cost['seconds']:.2g} s, {_flops(cost['flops'])}, {tokens}")
     if lines:
-        lines.insert(0, f"  serving: {serving['seconds']:.2g} s and {serving['flops']:.3g} FLOPs per example")
+        lines.insert(0, f"  serving: {serving['seconds']:.2g} s and {_flops(serving['flops'])} per example")
     for part, size in (serving.get("parameters") or {}).items():
         name = part.replace("_", " ")
         lines.append(f"    {name}: {size['trained']:,} parameters trained of {size['total']:,}")
@@ -119,9 +119,13 @@ def study_plan_text(costs: Mapping[str, Any]) -> str:
 
 def _cost(row: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{account} {row[f'{account}_tokens']:,.0f} tokens {row[f'{account}_flops']:.3g} FLOPs"
+        f"{account} {row[f'{account}_tokens']:,.0f} tokens {_flops(row[f'{account}_flops'])}"
         for account in ("tuning", "measuring")
     )
+
+
+def _flops(value: float | None) -> str:
+    return "unknown FLOPs" if value is None else f"{value:.3g} FLOPs"
 
 
 def nested_text(value: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ RANK = {
     "ledger": 2,
     "serving": 3,
     "rewrite": 2,
+    "openai_client": 2,
     "diagnosis": 3,
     "tasks": 3,
     "record": 3,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer, reply_of, serving
 from toy import Sums, bench, example, fake, instruction_of, of_kind, problem, right_answer
 
 from cotune.bench import Bench, MemoryStore
@@ -19,6 +18,7 @@ from cotune.engines.base import Sampling
 from cotune.engines.fake import FakeEngine
 from cotune.errors import BudgetExhausted, CotuneError, UsageError
 from cotune.models.base import BaseModel, load
+from cotune.openai_client import ChatClient
 from cotune.proposers import make_proposer
 from cotune.proposers.bank import FAMILIES, GENERAL, phrases
 from cotune.proposers.demonstrations import DemonstrationProposer
@@ -253,61 +253,28 @@ def test_without_accepted_answers_only_gold_ones_are_shown(base: BaseModel) -> N
 # a server
 
 
-class Server(HTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.replies: list[tuple[int, Any]] = []
-        self.seen: list[tuple[str, dict[str, Any], str | None]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, body, self.headers.get("Authorization")))
-        status, reply = self.server.replies.pop(0) if self.server.replies else (200, reply_of("Add."))
-        content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-def reply_of(text: str, reason: str = "stop") -> dict[str, Any]:
-    return {
-        "choices": [{"message": {"content": f"<instruction>{text}</instruction>"}, "finish_reason": reason}],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 7},
-    }
+def reply(text: str, reason: str = "stop") -> Any:
+    return reply_of(f"<instruction>{text}</instruction>", reason)
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+def server() -> Iterator[ChatServer]:
+    with serving() as made:
+        made.answer = lambda _: reply("Add.")
+        yield made
 
 
-def asking(server: Server, at: Bench, count: int = 2) -> list[Proposal]:
-    proposer = OpenAIProposer(server.url, "some-model", MetaPrompt(Sums(), TRAIN, 20, 3), count, 0.7, first_wait=0.001)
+def asking(server: ChatServer, at: Bench, count: int = 2) -> list[Proposal]:
+    client = ChatClient(server.url, first_wait=0.001)
+    proposer = OpenAIProposer(client, "some-model", MetaPrompt(Sums(), TRAIN, 20, 3), count, 0.7)
     return proposer.propose(1, HISTORY, BEST, at)
 
 
 def test_server_is_asked_once_per_candidate_and_not_again_on_resume(
-    server: Server, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    server.replies = [(200, reply_of("One.")), (200, reply_of("Two.", "length"))]
+    server.replies = [(200, reply("One.")), (200, reply("Two.", "length"))]
     store, events = MemoryStore(), list[Event]()
     engine = fake(lambda rendered, adapter: 1.0)
     at = bench(base, engine, store=store, events=events)
@@ -326,7 +293,9 @@ def test_server_is_asked_once_per_candidate_and_not_again_on_resume(
     assert again.ledger.tuning == at.ledger.tuning
 
 
-def test_server_errors_are_retried_then_told(server: Server, base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_errors_are_retried_then_told(
+    server: ChatServer, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     at = bench(base, fake(lambda rendered, adapter: 1.0))
     server.replies = [(503, {}), (429, {})]
@@ -341,19 +310,12 @@ def test_server_errors_are_retried_then_told(server: Server, base: BaseModel, mo
     with pytest.raises(CotuneError, match="OPENAI_API_KEY"):
         asking(server, bench(base, fake(lambda rendered, adapter: 1.0)))
     assert len(server.seen) == 1
-    for nonsense in (b"<html>", {"choices": []}, []):
-        server.replies = [(200, nonsense)]
-        with pytest.raises(CotuneError, match="form of chat completions"):
-            asking(server, bench(base, fake(lambda rendered, adapter: 1.0)))
+    server.replies = [(400, {"error": {"message": "prompt is too long"}})]
+    with pytest.raises(CotuneError, match=r"refuses the meta-prompt: prompt is too long. Lower prompt.history"):
+        asking(server, bench(base, fake(lambda rendered, adapter: 1.0)))
 
 
-def test_server_that_is_not_there(base: BaseModel) -> None:
-    proposer = OpenAIProposer("http://127.0.0.1:9/v1", "m", MetaPrompt(Sums(), TRAIN, 20, 3), 1, 0.7, first_wait=0.001)
-    with pytest.raises(CotuneError, match="cannot be reached"):
-        proposer.propose(1, HISTORY, BEST, bench(base, fake(lambda rendered, adapter: 1.0)))
-
-
-def test_server_without_usage_is_counted_here_and_the_budget_holds(server: Server, base: BaseModel) -> None:
+def test_server_without_usage_is_counted_here_and_the_budget_holds(server: ChatServer, base: BaseModel) -> None:
     server.replies = [(200, {"choices": [{"message": {"content": "Add them up."}}]})]
     at = bench(base, fake(lambda rendered, adapter: 1.0))
     asking(server, at, count=1)

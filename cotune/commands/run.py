@@ -55,7 +55,7 @@ def run(
         str | None, typer.Option(metavar="NAME", help="MetaTuner's G. Default: the model itself.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="auto, transformers or vllm. Default: auto.")
+        str | None, typer.Option(metavar="NAME", help="auto, transformers, vllm or openai. Default: auto.")
     ] = None,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Default: 0.")] = None,

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
 ENGINES: dict[str, str] = {
     "transformers": "cotune.engines.transformers_engine:TransformersEngine",
     "vllm": "cotune.engines.vllm_engine:VllmEngine",
+    "openai": "cotune.engines.openai_engine:OpenAIEngine",
 }
 
 
 def engine(base: BaseModel, config: RunConfig) -> Engine:
     """The engine that `config` names, for one model; "auto" is vllm where it is installed and there is a GPU.
 
+    With the openai engine a second model that is loaded here (a proposer) gets what "auto" stands for.
     Raises UsageError for an unknown name, and for what the engine cannot serve.
     """
-    chosen = resolve("engines", ENGINES, automatic() if config.engine == "auto" else config.engine)
+    from cotune.models.black_box import BlackBox
+
+    local = config.engine == "openai" and not isinstance(base, BlackBox)
+    chosen = resolve("engines", ENGINES, automatic() if local or config.engine == "auto" else config.engine)
     return chosen.from_config(base, config)  # type: ignore[no-any-return]
 
 

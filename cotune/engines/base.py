@@ -66,7 +66,8 @@ def report_too_long(lengths: Sequence[int], sampling: Sampling, context: int, mo
 class Engine(Protocol):
     """Generates with one base model.
 
-    `rows_apart` says that the rows of a batch do not move each other, not even in the last bits of log-probabilities.
+    `rows_apart` says that each sample is a call of its own: its prompt is read for it alone, and no other row of the
+    batch moves its last bits. Elsewhere a prompt is read once for all of its samples.
     """
 
     name: str
@@ -89,4 +90,4 @@ class Engine(Protocol):
         """`sampling.n` completions per request, in request order, as one batch."""
 
     def token_count(self, prompt: str) -> int:
-        """Tokens of a rendered prompt, for budgets and plans."""
+        """Tokens of a rendered prompt, for budgets and plans; no fewer, where only a server can count them."""

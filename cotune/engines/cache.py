@@ -90,16 +90,16 @@ def _read(text: Any) -> dict[str, Any] | None:
 
 
 def completion_keys(
-    engine: Engine, weights: Sequence[str], tokens: Sequence[Any], requests: Sequence[Request], sampling: Sampling
+    engine: Engine, weights: Sequence[str], contents: Sequence[Any], requests: Sequence[Request], sampling: Sampling
 ) -> list[list[str]]:
     """The key of each sample of each request of one batch.
 
-    `weights` says which model answers (digest, and a version where they change in memory), `tokens` what each prompt is
-    to the engine: its token ids. A greedy answer does not depend on seed, top_p or index.
+    `weights` says which model answers (digest, and a version where they change in memory), `contents` what each prompt
+    is to it: its token ids. A greedy answer does not depend on seed, top_p or index.
     """
     greedy = sampling.temperature == 0
     how = asdict(replace(sampling, n=1, seed=0, top_p=1.0) if greedy else replace(sampling, n=1))
-    contents = [[ids, r.adapter.digest if r.adapter else None] for ids, r in zip(tokens, requests, strict=True)]
+    contents = [[ids, r.adapter.digest if r.adapter else None] for ids, r in zip(contents, requests, strict=True)]
     beside = None
     if not engine.rows_apart:
         beside = full_digest([contents, sampling.n])

@@ -24,7 +24,7 @@ class FakeEngine:
     """
 
     name = "fake"
-    rows_apart = True
+    rows_apart = False
 
     def __init__(self, answer: Answer, *, batch_size: int = 32) -> None:
         self.answer = answer

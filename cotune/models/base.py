@@ -144,6 +144,19 @@ class BaseModel:
         longest_first = sorted(special, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """What may not be written in a prompt."""
+        return list(self.tokenizer.all_special_tokens)
+
+    def token_count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.encode(text))
+
+    def content(self, text: str) -> list[int] | str:
+        """What the model reads of a rendered prompt, for content addresses: its token ids."""
+        return self.encode(text)
+
     def encode(self, text: str) -> list[int]:
         """Token ids; special tokens written out in `text` count as such, none are added."""
         return list(self._encoded(text))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cotune.bench import Bench
 from cotune.errors import UsageError
 from cotune.models.base import BaseModel
+from cotune.openai_client import ChatClient
 from cotune.proposers.edits import EditProposer
 from cotune.proposers.meta_prompt import MetaPrompt
 from cotune.proposers.model import ModelProposer
@@ -29,8 +31,10 @@ def make_proposer(
     history: int,
     exemplars: int,
     temperature: float,
+    server: Mapping[str, Any] | None = None,
 ) -> Proposer:
-    """The proposer that `spec` names (see PromptConfig.proposer); `generator` is the model of `model:NAME`.
+    """The proposer that `spec` names (see PromptConfig.proposer); `generator` is the model of `model:NAME`, `server`
+    how the server of `openai:BASE_URL#MODEL` is asked (arguments of ChatClient).
 
     Raises UsageError for an unknown spec.
     """
@@ -46,7 +50,7 @@ def make_proposer(
     if kind == "openai":
         url, _, model = rest.partition("#")
         if url.startswith(("http://", "https://")) and model:
-            return OpenAIProposer(url, model, meta_prompt, candidates, temperature)
+            return OpenAIProposer(ChatClient(url, **(server or {})), model, meta_prompt, candidates, temperature)
     raise UsageError(
         f"There is no proposer {spec!r}. Known: {KINDS}, for example openai:http://localhost:8000/v1#qwen."
     )

@@ -6,9 +6,9 @@ OPRO's loop (sheet 10) followed by BetterTogether's BootstrapFewShot with random
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from cotune.bench import Bench
 from cotune.config import RunConfig
@@ -24,7 +24,7 @@ from cotune.values import Example, Prompt, Tuned
 
 @dataclass(frozen=True)
 class PromptOnly:
-    """The fields are those of PromptConfig, which has units and sources."""
+    """The fields are those of PromptConfig, which has units and sources; `server` are those of a proposer's client."""
 
     levers: ClassVar[frozenset[str]] = frozenset({"prompt"})
 
@@ -41,10 +41,11 @@ class PromptOnly:
     choice_examples: int
     minibatch: int
     finalists: int
+    server: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        return cls(**config.prompt.model_dump())
+        return cls(**config.prompt.model_dump(), server=config.openai.client())
 
     def plan(self, load: Workload) -> list[Work]:
         driving, teaching = self._sizes(load.train)
@@ -80,7 +81,7 @@ class PromptOnly:
             (*problem.train, *problem.val),
             trusted=begin.prompt.instruction,
             max_characters=self.max_characters,
-            special_tokens=problem.base.tokenizer.all_special_tokens,
+            special_tokens=problem.base.special_tokens,
             fits=_fits(problem, [*driving, *teaching, *choosing], bench),
         )
         search = PromptSearch(begin.prompt, board, self.minibatch, banned.reject, bench)
@@ -117,6 +118,7 @@ class PromptOnly:
             history=self.history,
             exemplars=self.exemplars,
             temperature=self.temperature,
+            server=self.server,
         )
         rounds = [proposer] * self.rounds
         if not self._uses_demonstrations or not teaching:

@@ -107,8 +107,9 @@ def test_a_second_bench_generates_nothing_and_books_the_same(random_base: BaseMo
 def test_an_engine_whose_rows_stand_apart_generates_the_missing_ones(
     random_base: BaseModel, cache: GenerationCache
 ) -> None:
-    a_bench(random_base, FakeEngine(said), cache).generate(ASKED[:3], GREEDY)
-    engine = FakeEngine(said)
+    first, engine = FakeEngine(said), FakeEngine(said)
+    first.rows_apart = engine.rows_apart = True
+    a_bench(random_base, first, cache).generate(ASKED[:3], GREEDY)
     bench = a_bench(random_base, engine, cache)
     assert [row[0].text for row in bench.generate(ASKED, GREEDY)] == [said(r.prompt, None, 0) for r in ASKED]
     assert engine.calls == ASKED[3:]
