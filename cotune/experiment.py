@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cotune import noise
 from cotune.bench import Bench, ignore
 from cotune.config import RunConfig
 from cotune.diagnosis import warnings
@@ -200,12 +201,14 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
         measure = bench.at(config.measured)
         with ledger.parts() as parts:
             ours = tuned.condition(measured, measure)
-            rows = prediction_rows(evaluate(task, measured, ours, sampling, measure, label=config.measured))
+            evaluation = evaluate(task, measured, ours, sampling, measure, label=config.measured)
+        rows = prediction_rows(evaluation)
         folder.write_rows("predictions.jsonl", rows)
         crossed: list[dict[str, Any]] = []
         if is_crossed(config, strategy):
             crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
+        repeated = noise.measure(task, evaluation, sampling, measure, config.noise_examples)
     return {
         "status": "done",
         "engine": bench.engine.name,
@@ -213,6 +216,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener) -> dict[str, An
         **scores(rows, crossed),
         "cost": ledger.report(),
         "serving": per_example(parts, len(measured)) | {"parameters": tuned.sizes() or None},
+        "noise": repeated,
         "wall_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory(),
         "comparable": {

@@ -55,6 +55,13 @@ class Wrapped:
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         return self.inner.plan(requests, sampling)
 
+    @property
+    def repeats(self) -> bool:
+        return self.inner.repeats
+
+    def release(self) -> None:
+        self.inner.release()
+
     def token_count(self, prompt: str) -> int:
         return self.inner.token_count(prompt)
 

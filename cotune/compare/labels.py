@@ -20,7 +20,10 @@ _UNUSED = {
     "lora-only": ("prompt", "sequential", "joint"),
     "sequential": ("joint",),
 }  # fmt: skip
-_NEVER = ("seed", "data", "runner", "strategy", "task", "model", "engine")
+_NEVER = (
+    "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples",
+    "vllm.own_process", "vllm.between", "vllm.residents",
+)  # fmt: skip
 
 
 def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
@@ -77,7 +80,7 @@ def _flat(config: Mapping[str, Any], strategy: str, prefix: str = "") -> dict[st
     """Dotted setting -> value, of the settings that can change this strategy's result."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if not prefix and key in (*_NEVER, *_UNUSED.get(strategy, ())):
+        if prefix + key in (*_NEVER, *_UNUSED.get(strategy, ())):
             continue
         if isinstance(value, Mapping):
             flat |= _flat(value, strategy, f"{prefix}{key}.")

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cotune.errors import UsageError
 from cotune.values import Adapter, Completion
+
+if TYPE_CHECKING:
+    from cotune.models.base import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,11 @@ class Request:
 
     prompt: str
     adapter: Adapter | None = None
+
+
+def exact(base: BaseModel) -> bool:
+    """Whether its arithmetic repeats itself: float32 on a CPU. (16 bits, or a GPU, may decide near-ties anew.)"""
+    return base.model.device.type == "cpu" and str(base.model.dtype) == "torch.float32"
 
 
 def report_too_long(lengths: Sequence[int], sampling: Sampling, context: int, model: str) -> None:
@@ -60,6 +68,9 @@ class Engine(Protocol):
     """Generates with one base model."""
 
     name: str
+    repeats: bool
+    """Whether it promises the same completions for the same batches again. Where not, a run measures how far off it is
+    (noise.py)."""
 
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         """Split into batches (lists of indices into `requests`), deterministic in the requests alone.
@@ -73,3 +84,6 @@ class Engine(Protocol):
 
     def token_count(self, prompt: str) -> int:
         """Tokens of a rendered prompt, for budgets and plans."""
+
+    def release(self) -> None:
+        """Weights are trained next: give back what memory can be had again with the next `generate`."""
