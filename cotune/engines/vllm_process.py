@@ -34,9 +34,14 @@ class Child:
         self._process = self._core.resources.engine_manager.processes[0]
         self._ending = False
         self._read = 0  # bytes of the log whose errors are dealt with
-        # A shell that waits for the end of its input, which is ours, and then ends the engine's process.
-        command = f"read -r _; kill -9 {self._process.pid}"
-        self._guard = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        # A shell that waits for the end of its input, which comes with ours, and then ends the engine's process.
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", f"read -r _; kill -9 {self._process.pid}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is not for it
+        )
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property

@@ -192,7 +192,8 @@ class Server:
             envs.disable_envs_cache()  # an earlier start may have frozen what is set above
             llm = LLM(**self._settings)
         if own:
-            atexit.register(self.stop)
+            atexit.unregister(self.stop)
+            atexit.register(self.stop)  # before what vLLM has registered
             self.child = Child(llm, self._log)
         self._llm = llm
         torch.set_num_threads = set_threads  # vLLM puts a function that does nothing in its place
