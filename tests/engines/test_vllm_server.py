@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from cotune.config import resolve
 from cotune.engines import vllm_server
 from cotune.engines.base import Request, Sampling
 from cotune.engines.vllm_engine import VllmEngine
 from cotune.engines.vllm_process import how_it_ended, logged_error, output_to
 from cotune.engines.vllm_server import Residence, Server, explanation
 from cotune.errors import CotuneError, UsageError
+from cotune.experiment import run
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors
+from cotune.training import Trainer
 
 GPU, CPU = True, False
 
@@ -117,6 +120,41 @@ def test_one_of_two_is_awake(sleepers: tuple[dict[str, Server], list[str]]) -> N
         *("G start", f"G {generated}", "G sleep", "M start", f"M {generated}", f"M {generated}", "M sleep"),
         *(*woken, f"G {generated}"),
     ]
+
+
+def test_a_joint_run_with_two_models_has_one_vllm_at_a_time_and_none_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up: set[str] = set()
+    seen: list[set[str]] = []
+    trained = []
+
+    def start(self: Server) -> None:
+        def generate(inputs: list[Any], *_: Any, **settings: Any) -> list[Any]:
+            seen.append(set(up))
+            said = types.SimpleNamespace(finish_reason="stop", token_ids=[5, 6], logprobs=None)
+            return [types.SimpleNamespace(outputs=[said]) for _ in inputs]
+
+        up.add(self._model)
+        self.child = types.SimpleNamespace(stop=lambda: up.remove(self._model))  # type: ignore[assignment]
+        self._llm = Recorded(self._model, [])
+        self._llm.generate = generate
+
+    def update(self: Trainer[Any], batch: Any) -> Any:
+        trained.append(set(up))
+        return real(self, batch)
+
+    real = Trainer._update
+    monkeypatch.setattr(Trainer, "_update", update)
+    monkeypatch.setattr(Server, "_start", start)
+    monkeypatch.setattr(Server, "_check", lambda *_: None)
+    monkeypatch.setattr(vllm_server, "_SERVERS", {})
+    small = {"limit_train": 4, "limit_val": 2, "limit_test": 2, "decoding": {"max_new_tokens": 8}}
+    joint = {"epochs": 1, "rollout_examples": 2, "rollouts": 1, "max_prompt_tokens": 8}
+    names = {"strategy": "joint", "model": "tiny", "generator": "tiny-4m", "task": "micro-gsm8k", "engine": "vllm"}
+    run(resolve(names, small, {"joint": joint, "vllm": {"residents": "in turn"}}), tmp_path)
+    assert {"tiny"} in seen and {"tiny-4m"} in seen and all(len(there) == 1 for there in seen)
+    assert trained and all(not there for there in trained)
 
 
 @pytest.mark.parametrize(
