@@ -67,6 +67,17 @@ class VllmConfig(Section):
     cache_gib: float = Field(1.0, gt=0, description="key-value cache on a CPU, GiB")
     max_length: Positive | None = Field(None, description="tokens of prompt and completion; empty: the model's context")
     quantization: str | None = Field(None, description="as vLLM names it, for example fp8; empty: none")
+    own_process: bool | None = Field(
+        None,
+        description="empty: on a GPU, where a fault spoils it for training too; on a CPU it starts three times slower",
+    )
+    between: Literal["keep", "sleep", "stop"] | None = Field(
+        None,
+        description="its memory while weights are trained; empty: sleep on a GPU, keep on a CPU (which has no sleep)",
+    )
+    residents: Literal["both", "in turn"] = Field(
+        "both", description="generator and actor in memory together, or one put away while the other generates"
+    )
 
 
 def _no_secret(url: str) -> str:
@@ -264,6 +275,11 @@ class RunConfig(Section):
         "test", description="val: score the val examples instead, to choose settings without touching test (ours)"
     )
     val_size: Positive = Field(500, description="most examples carved from train when there is no val file (ours)")
+    noise_examples: Count | None = Field(
+        None,
+        description="measured examples answered twice, to see how far the engine repeats itself (ours); empty: 64 "
+        "where it does not promise to, else none",
+    )
     seed_instruction: str | None = Field(None, description="the starting instruction; empty: the task's own")
     decoding: DecodingConfig = DecodingConfig()
     runner: EngineConfig = EngineConfig()

@@ -21,15 +21,17 @@ def evaluate(
     sampling: Sampling,
     bench: Bench,
     label: str = "",
+    version: str = "",
 ) -> Evaluation:
     """One graded completion per example, in order.
 
-    `sampling.n` must be 1. Raises BudgetExhausted (while tuning) like Bench.generate.
+    `sampling.n` must be 1. The journal knows completions by `version` too: another one generates them anew.
+    Raises BudgetExhausted (while tuning) like Bench.generate.
     """
     rendered = [
         bench.base.render(task.messages(c.prompt, example)) for example, c in zip(examples, conditionings, strict=True)
     ]
     requests = [Request(text, c.adapter) for text, c in zip(rendered, conditionings, strict=True)]
-    completions = [row[0] for row in bench.generate(requests, sampling, label=label)]
+    completions = [row[0] for row in bench.generate(requests, sampling, version=version, label=label)]
     grades = [task.grade(e, c.text, c.truncated) for e, c in zip(examples, completions, strict=True)]
     return Evaluation(tuple(examples), tuple(conditionings), tuple(rendered), tuple(completions), tuple(grades))

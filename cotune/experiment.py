@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cotune import noise
 from cotune.bench import Bench, ignore
 from cotune.checks import remarks, validity
 from cotune.config import RunConfig
@@ -249,12 +250,14 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
         measure = bench.at(config.measured)
         with ledger.parts() as parts:
             ours = tuned.condition(measured, measure)
-            rows = prediction_rows(evaluate(task, measured, ours, sampling, measure, label=config.measured))
+            evaluation = evaluate(task, measured, ours, sampling, measure, label=config.measured)
+        rows = prediction_rows(evaluation)
         folder.write_rows("predictions.jsonl", rows)
         crossed: list[dict[str, Any]] = []
         if is_crossed(config, strategy):
             crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
+        repeated = noise.measure(task, evaluation, sampling, measure, config.noise_examples)
     splits = {"train": data.train, "val": data.val} | {config.measured: measured}
     checks = validity(splits, config.measured, ours, rows, touches)
     events = read_rows(folder.path / "events.jsonl")
@@ -266,6 +269,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
         "headline": task.headline,
         **scores(rows, crossed),
         "checks": checks,
+        "noise": repeated,
         "cost": cost if model.parameters_count else without_flops(cost),
         "serving": serving if model.parameters_count else without_flops(serving),
         "wall_seconds": time.perf_counter() - began,

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import torch
+
+from cotune import noise
 from cotune.config import RunConfig
 from cotune.errors import CotuneError
 from cotune.experiment import (
@@ -55,7 +58,11 @@ def plan(config: RunConfig) -> dict[str, Any]:
     test = len(measured_examples(config, data))
     cells = 4 if is_crossed(config, strategy) else 1
     works = strategy.plan(load)
-    measured = [Work.generation(f"measure on {config.measured}", cells * test, question, sampling.max_new_tokens)]
+    twice = min(test, _answered_twice(config))
+    measured = [
+        Work.generation(f"measure on {config.measured}", cells * test, question, sampling.max_new_tokens),
+        *([Work.generation("noise", twice, question, sampling.max_new_tokens)] if twice else []),
+    ]
     return {
         "config": config.model_dump(mode="json"),
         "run": config.run_name,
@@ -66,6 +73,16 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "measuring_at_most": _cost(measured, outlined.parameters_count),
         "notes": [*data.report.warnings, *pairing(config, generator, outlined), *notes],
     }
+
+
+def _answered_twice(config: RunConfig) -> int:
+    """At most; the engine, which says whether it is needed, is not made here."""
+    if config.noise_examples is not None:
+        return config.noise_examples
+    device = config.runner.device
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    promised = on_cpu and config.runner.dtype in ("auto", "float32") and config.engine in ("auto", "transformers")
+    return 0 if promised else noise.EXAMPLES
 
 
 def _outlined(name: str) -> BaseModel:

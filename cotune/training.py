@@ -144,11 +144,14 @@ class Trainer(Generic[Item]):
     def run(self, batches: Sequence[Sequence[Item]], meta: Mapping[str, Any] | None = None) -> bool:
         """One optimizer step per batch; the caller passes only the batches from `self.step` on.
 
-        Checkpoints every `checkpoint_every` steps and at the end, with `meta` as it is then. Emits "step" events
-        (loss, named losses, gradient norm, learning rate). False when the budget ran out before the last batch.
+        Engines give their memory back before the first step. Checkpoints every `checkpoint_every` steps and at the end,
+        with `meta` as it is then. Emits "step" events (loss, named losses, gradient norm, learning rate). False when
+        the budget ran out before the last batch.
         Raises CotuneError, leaving the last checkpoint, on a NaN or infinite loss or gradient (naming the step, the
         items of the micro-batch or batch, and the fix) and when the GPU's memory does not suffice.
         """
+        if batches:
+            self._bench.engine.release()
         for batch in batches:
             costs = [self._cost(item) for item in batch]
             tokens, flops = sum(c.tokens for c in costs), sum(c.flops for c in costs)

@@ -41,8 +41,20 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         if calls := spent.get("cached_calls"):
             lines[-1] += f" (of these {spent['cached_tokens']:,} tokens of {calls:,} calls from the cache)"
     lines += serving_lines(summary.get("serving") or {})
+    lines += noise_lines(summary.get("noise") or {"promised": True})
     lines += [f"  note: {note}" for note in summary.get("notes") or ()]
     return lines
+
+
+def noise_lines(noise: Mapping[str, Any]) -> list[str]:
+    """What a second look at the same evaluation gave; nothing where the engine promises the same and was not asked."""
+    if "examples" in noise:
+        completions, grades = 100 * noise["completions_differ"], 100 * noise["grades_differ"]
+        return [
+            f"  noise: {noise['examples']} examples answered twice, {completions:.1f}% of completions and "
+            f"{grades:.1f}% of grades differ, scores by {noise['mean_score_difference']:.3f} on average"
+        ]
+    return [] if noise["promised"] else ["  noise: not measured, and the engine does not promise to repeat itself"]
 
 
 _SERVED = {"prompts": "writing its prompt", "adapters": "making its adapter", "answers": "answering"}

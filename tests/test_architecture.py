@@ -31,6 +31,7 @@ RANK = {
     "engines": 5,
     "bench": 6,
     "evaluate": 7,
+    "noise": 8,
     "training": 8,
     "search": 8,
     "metatuned": 8,
@@ -92,8 +93,10 @@ def test_imports_point_down(path: Path) -> None:
 def test_concrete_files_do_not_know_each_other(folder: str) -> None:
     for path in (PACKAGE / folder).glob("*.py"):
         if path.stem not in ("__init__", "base"):
-            inside = {n for n in imports(path) if n.startswith(f"cotune.{folder}.")}
-            assert inside <= {f"cotune.{folder}.base"}, f"{path.name} imports {inside}"
+            inside = {n.rsplit(".", 1)[1] for n in imports(path) if n.startswith(f"cotune.{folder}.")}
+            # An engine of several files names them alike: vllm_engine, vllm_server, vllm_process.
+            own = {name for name in inside if "_" in name and name.split("_")[0] == path.stem.split("_")[0]}
+            assert inside - own <= {"base"}, f"{path.name} imports {inside}"
 
 
 def test_every_package_lists_only_lazy_names() -> None:

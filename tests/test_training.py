@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from cotune.bench import Bench, MemoryStore
+from cotune.engines.fake import FakeEngine
 from cotune.errors import CotuneError
 from cotune.ledger import Ledger
 from cotune.training import Cost, Settings, Trainer, learning_rate, shuffled_batches
@@ -57,7 +59,9 @@ class Model:
 def bench(store: MemoryStore | None = None, tokens: int | None = None, events: list[Event] | None = None) -> Bench:
     listen = (events if events is not None else []).append
     nothing: Any = None
-    return Bench(nothing, nothing, nothing, Ledger(tokens), store or SafetensorsStore(), seed=3, listen=listen)
+    return Bench(
+        nothing, FakeEngine(nothing), nothing, Ledger(tokens), store or SafetensorsStore(), seed=3, listen=listen
+    )
 
 
 def trainer(model: Model, at: Bench, settings: Settings = SETTINGS, total_steps: int = 9) -> Trainer[Item]:
@@ -90,6 +94,23 @@ def test_learns_and_books_every_step() -> None:
     assert at.ledger.tuning.trained_tokens == 9 * 8 * 10
     assert at.ledger.tuning.flops == 9 * 8 * 40.0
     assert steps[2]["learning_rate"] == 0.05  # two steps of warm-up, then the peak
+
+
+def test_engines_give_their_memory_back_before_the_first_step() -> None:
+    model, order = Model(), []
+
+    class Holding(FakeEngine):
+        def release(self) -> None:
+            order.append(("released", model.calls))
+
+    at = replace(bench(), engine=Holding(lambda *_: ""))
+    planned = batches(at)
+    training = trainer(model, at)
+    training.run([])
+    assert order == []  # nothing is trained
+    training.run(planned[:3])
+    training.run(planned[3:])
+    assert order == [("released", 0), ("released", 3)]
 
 
 def test_schedule_rises_linearly_and_falls_to_zero() -> None:

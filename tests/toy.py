@@ -57,8 +57,15 @@ class Wrapped:
 
     rows_apart = False
 
+    @property
+    def repeats(self) -> bool:
+        return self.inner.repeats
+
     def identity(self) -> list[Any]:
         return self.inner.identity()
+
+    def release(self) -> None:
+        self.inner.release()
 
     def token_count(self, prompt: str) -> int:
         return self.inner.token_count(prompt)

@@ -20,7 +20,13 @@ _UNUSED = {
     "lora-only": ("prompt", "sequential", "joint"),
     "sequential": ("joint",),
 }  # fmt: skip
-_NEVER = ("seed", "data", "runner", "vllm", "strategy", "task", "model", "engine")
+_NEVER = (
+    "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples",
+    "vllm.sequences", "vllm.adapters", "vllm.tensor_parallel", "vllm.memory_fraction", "vllm.cache_gib",
+    "vllm.own_process", "vllm.between", "vllm.residents",
+    "openai.concurrency", "openai.requests_per_minute", "openai.tokens_per_minute", "openai.timeout",
+    "openai.attempts", "openai.longest_wait", "openai.limit_name",
+)  # fmt: skip
 
 
 def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
@@ -77,7 +83,7 @@ def _flat(config: Mapping[str, Any], strategy: str, prefix: str = "") -> dict[st
     """Dotted setting -> value, of the settings that can change this strategy's result."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if not prefix and key in (*_NEVER, *_UNUSED.get(strategy, ())):
+        if prefix + key in (*_NEVER, *_UNUSED.get(strategy, ())):
             continue
         if isinstance(value, Mapping):
             flat |= _flat(value, strategy, f"{prefix}{key}.")

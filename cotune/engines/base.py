@@ -10,10 +10,13 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cotune.errors import UsageError
 from cotune.values import Adapter, Completion
+
+if TYPE_CHECKING:
+    from cotune.models.base import BaseModel
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,11 @@ class Request:
 
     prompt: str
     adapter: Adapter | None = None
+
+
+def exact(base: BaseModel) -> bool:
+    """Whether its arithmetic repeats itself: float32 on a CPU. (16 bits, or a GPU, may decide near-ties anew.)"""
+    return base.model.device.type == "cpu" and str(base.model.dtype) == "torch.float32"
 
 
 def stream_seed(sampling: Sampling, prompt: str, sample: int) -> int:
@@ -67,11 +75,13 @@ class Engine(Protocol):
     """Generates with one base model.
 
     `rows_apart` says that each sample is a call of its own: its prompt is read for it alone, and no other row of the
-    batch moves its last bits. Elsewhere a prompt is read once for all of its samples.
+    batch moves its last bits. Elsewhere a prompt is read once for all of its samples. `repeats` promises the same
+    completions for the same batches again; where not, a run measures how far off it is (noise.py).
     """
 
     name: str
     rows_apart: bool
+    repeats: bool
 
     def identity(self) -> list[Any]:
         """What its completions depend on besides weights, prompt, adapter and decoding: versions, hardware, settings.
@@ -91,3 +101,6 @@ class Engine(Protocol):
 
     def token_count(self, prompt: str) -> int:
         """Tokens of a rendered prompt, for budgets and plans; no fewer, where only a server can count them."""
+
+    def release(self) -> None:
+        """Weights are trained next: give back what memory can be had again with the next `generate`."""

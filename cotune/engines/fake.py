@@ -26,8 +26,9 @@ class FakeEngine:
     name = "fake"
     rows_apart = False
 
-    def __init__(self, answer: Answer, *, batch_size: int = 32) -> None:
+    def __init__(self, answer: Answer, *, batch_size: int = 32, repeats: bool = True) -> None:
         self.answer = answer
+        self.repeats = repeats
         self.batch_size = batch_size
         self.calls: list[Request] = []
 
@@ -62,3 +63,6 @@ class FakeEngine:
 
     def token_count(self, prompt: str) -> int:
         return len(prompt.split())
+
+    def release(self) -> None:
+        """It holds nothing."""

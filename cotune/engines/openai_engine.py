@@ -29,6 +29,7 @@ class OpenAIEngine:
 
     name = "openai"
     rows_apart = True
+    repeats = False
 
     def __init__(
         self, base: BlackBox, *, limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -47,6 +48,9 @@ class OpenAIEngine:
 
     def identity(self) -> list[Any]:
         return [self.name, self.limit_name]
+
+    def release(self) -> None:
+        """It holds nothing."""
 
     def token_count(self, prompt: str) -> int:
         """No fewer tokens than the server will count."""

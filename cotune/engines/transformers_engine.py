@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cotune.config import RunConfig
-from cotune.engines.base import Request, Sampling, report_too_long, stream_seed
+from cotune.engines.base import Request, Sampling, exact, report_too_long, stream_seed
 from cotune.errors import CotuneError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors, as_factors, attached, canary, stack
@@ -61,6 +61,7 @@ class TransformersEngine:
         self, base: BaseModel, *, batch_size: int = 32, max_batch_tokens: int = 32768, threads: int | None = None
     ) -> None:
         self.base = base
+        self.repeats = exact(base)
         self.batch_size = batch_size
         self.max_batch_tokens = max_batch_tokens
         self._alive: set[str] = set()  # digests of adapters that the canary has passed
@@ -82,6 +83,9 @@ class TransformersEngine:
     def token_count(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
         return len(self.base.encode(prompt))
+
+    def release(self) -> None:
+        """It holds nothing between calls: the weights are the ones that are trained under, caches end with a batch."""
 
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         """Batches of requests of similar length, the longest first, so that memory runs out early or not at all.

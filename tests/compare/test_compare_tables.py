@@ -208,13 +208,11 @@ def test_what_was_measured_on_val_is_said_to_be(tmp_path: Path) -> None:
 
 def test_settings_that_a_strategy_does_not_read_make_no_variant(tmp_path: Path) -> None:
     write_run(tmp_path, "zero-shot", BASE)
-    write_run(
-        tmp_path,
-        "zero-shot",
-        BASE,
-        settings={"joint": {"rank": 4}, "runner": {"batch_size": 4}, "vllm": {"sequences": 4}},
-    )
+    write_run(tmp_path, "zero-shot", BASE, settings={"joint": {"rank": 4}, "runner": {"batch_size": 4}})
+    write_run(tmp_path, "zero-shot", BASE, settings={"noise_examples": 8, "vllm": {"between": "stop", "sequences": 4}})
     assert len(only(compare([tmp_path])).rows) == 1
+    write_run(tmp_path, "zero-shot", BASE, settings={"vllm": {"quantization": "fp8"}})
+    assert len(only(compare([tmp_path])).rows) == 2
 
 
 def test_baseline_can_be_chosen_and_a_missing_one_is_said(tmp_path: Path) -> None:

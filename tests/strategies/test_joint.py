@@ -105,6 +105,7 @@ class Stopping:
     inner: Engine
     stop_at: int
     name: str = "transformers"
+    repeats: bool = True
     batches: int = 0
 
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
@@ -112,6 +113,9 @@ class Stopping:
 
     def token_count(self, prompt: str) -> int:
         return self.inner.token_count(prompt)
+
+    def release(self) -> None:
+        self.inner.release()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         self.batches += 1
