@@ -209,7 +209,7 @@ def cotune(*args: object) -> Result:
 def run_args(server: ChatServer, out: Path, strategy: str, *more: object) -> list[object]:
     return ["run", "--engine", "openai", "--model", "some-model", "--strategy", strategy, "--task", "micro-gsm8k",
             "--set", f"openai.base_url={server.url}", "--limit-train", 12, "--limit-val", 6, "--limit-test", 40,
-            "--out", out, "--name", "run", *more]  # fmt: skip
+            "--set", "noise_examples=0", "--out", out, "--name", "run", *more]  # fmt: skip
 
 
 SMALL = ["prompt.rounds=1", "prompt.candidates=2", "prompt.search_examples=6", "prompt.minibatch=3",
@@ -226,26 +226,29 @@ def no_secret_in(folder: Path) -> None:
 
 def test_zero_shot_with_predict_export_show_and_compare(server: ChatServer, tmp_path: Path) -> None:
     server.answer = lambda _: reply_of(f"{SECRET} #### 2")
-    result = cotune(*run_args(server, tmp_path, "zero-shot", "--json"))
+    noise = ["--set", "noise_examples=5"]
+    result = cotune(*run_args(server, tmp_path, "zero-shot", "--json", *noise))
     assert result.exit_code == 0, result.output
-    assert len(server.seen) == 40
+    assert len(server.seen) == 45
     summary = json.loads(result.stdout)
     assert (summary["engine"], summary["n"]) == ("openai", 40)
     measuring = summary["cost"]["measuring"]
-    assert (measuring["prompt_tokens"], measuring["generated_tokens"], measuring["flops"]) == (4000, 280, None)
+    assert (measuring["prompt_tokens"], measuring["generated_tokens"], measuring["flops"]) == (4500, 315, None)
+    same = {"completions_differ": 0.0, "grades_differ": 0.0, "mean_score_difference": 0.0}
+    assert summary["noise"] == {"promised": False, "examples": 5, **same}
     assert summary["serving"]["answers"]["read_tokens"] == 100
     assert "cannot be verified" in summary["notes"][0]
     first = json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])
     assert (first["completion"], first["prompt_tokens"], first["generated_tokens"]) == ("[key] #### 2", 100, 7)
     no_secret_in(tmp_path)
 
-    again = cotune(*run_args(server, tmp_path, "zero-shot"))
+    again = cotune(*run_args(server, tmp_path, "zero-shot", *noise))
     assert "unknown FLOPs" in again.stdout
     for command in (["show", tmp_path / "run"], ["compare", tmp_path]):
         assert cotune(*command).exit_code == 0
     [group] = json.loads(cotune("compare", tmp_path, "--json").stdout)["groups"]
-    assert group["rows"][0]["measuring_flops"] is None and group["rows"][0]["measuring_tokens"] == 4280
-    assert len(server.seen) == 40
+    assert group["rows"][0]["measuring_flops"] is None and group["rows"][0]["measuring_tokens"] == 4815
+    assert len(server.seen) == 45
 
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "What is 1 + 1?"}\n')

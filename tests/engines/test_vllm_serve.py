@@ -76,7 +76,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(url: str, strategy: str, **more: Any) -> RunConfig:
     limits = {"limit_train": 16, "limit_val": 8, "limit_test": 24}
     prompt = {"rounds": 1, "candidates": 4, "search_examples": 8, "minibatch": 4, "finalists": 2}
-    named = {"strategy": strategy, "model": "tiny", "task": "micro-gsm8k", "engine": "openai"}
+    named = {"strategy": strategy, "model": "tiny", "task": "micro-gsm8k", "engine": "openai", "noise_examples": 0}
     return resolve(named, limits, {"openai": {"base_url": url}, "prompt": prompt}, more)
 
 
