@@ -13,21 +13,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import stdtrit
+from scipy.special import chdtri, ndtr, stdtrit
 
 from cotune.compare.stats import (
+    ALPHA,
     CONFIDENCE,
+    POWER,
     Estimate,
+    Finding,
     Floats,
-    Tested,
     cohens_dz,
+    compare_mean,
     compare_paired,
+    detectable_t,
     mean_of,
     mean_score,
-    noncentrality,
     score_interval,
     standard_error,
-    tested_mean,
     two_sided,
     wilson,
 )
@@ -77,8 +79,8 @@ class Variance:
 
     `items`, with `items_freedom`: of each example's mean over the seeds, divided by the number of examples. It holds
     what differs between examples and what differs by example and seed at once. `between` with `seeds_freedom`: of the
-    seeds' means, divided by their number. It holds the seeds' spread, and again what differs by both at once; `within` is
-    the estimate of just that, so between - within is what the seeds add (two-way analysis of variance without
+    seeds' means, divided by their number. It holds the seeds' spread, and again what differs by both at once; `within`
+    is the estimate of just that, so between - within is what the seeds add (two-way analysis of variance without
     replication, Searle, Casella & McCulloch 1992, chapter 4).
     """
 
@@ -102,10 +104,10 @@ class Variance:
         Banerjee (1960, Sankhya 22:357-358): at least the nominal coverage for independent parts with normal errors.
         With three to five seeds a bootstrap over seeds and examples covers less (tests/compare/test_calibration.py).
         """
-        tail = (1 + confidence) / 2
-        return math.sqrt(
-            sum(float(stdtrit(f, tail)) ** 2 * v for v, f in self._parts)  # a part of 0 is not there
-        )
+        return self._half((1 - confidence) / 2)
+
+    def _half(self, tail: float) -> float:
+        return math.sqrt(math.fsum(float(stdtrit(f, tail)) ** 2 * v for v, f in self._parts))
 
     @property
     def _parts(self) -> list[tuple[float, float]]:
@@ -120,19 +122,34 @@ class Variance:
             return 1.0
         if len(parts) == 1:
             return two_sided(mean / math.sqrt(parts[0][0]), parts[0][1])
-        half = abs(mean)
-        # A smaller quantile t for both parts gives the widest p, a larger one the narrowest: the root lies between.
-        low, high = sorted(two_sided(half / math.sqrt(self.total), f) for _, f in parts)
-        if low == high or low < 1e-290:
-            return high
-        return math.exp(
-            brentq(lambda x: self.half(-math.expm1(x)) - half, math.log(low) - 1e-9, math.log(high) + 1e-9, xtol=1e-13)
-        )
+        # With t at the degrees of freedom of one part for both, p is too small or too large: it lies between.
+        ends = sorted(two_sided(mean / math.sqrt(self.total), f) for _, f in parts)
+        low, high = (math.log(end / 2) for end in ends) if ends[0] > 1e-300 else (0.0, 0.0)
+        if high - low < 1e-9:
+            return ends[1]
+        return 2 * math.exp(brentq(lambda x: self._half(math.exp(x)) - abs(mean), low - 1e-9, high + 1e-9, xtol=1e-13))
 
     @property
     def detectable(self) -> float | None:
-        """Smallest true mean found in 80% of studies: as `half`, each part with its noncentrality (`detectable_t`)."""
-        return math.sqrt(sum(noncentrality(f) ** 2 * v for v, f in self._parts)) if self._parts else None
+        """Smallest true mean whose `p` is below 5% in 80% of studies like this one; None without variance.
+
+        A study's mean is normal around the true one with variance `total`; its `between` is, apart from it, chi-squared
+        around its own; the power is averaged over 200 quantiles of that. Without seeds: `stats.detectable_t`.
+        """
+        if not self.total:
+            return None
+        if not self.between:
+            return detectable_t(math.sqrt(self.items), self.items_freedom)
+        f, error = self.seeds_freedom, math.sqrt(self.total)
+        between = max(self.between, self.within) * chdtri(f, (np.arange(200) + 0.5) / 200) / f
+        seeds = np.maximum(0.0, between - self.within)
+        items_t, seeds_t = (float(stdtrit(freedom, ALPHA / 2)) for freedom in (self.items_freedom, f))
+        half = np.sqrt(items_t**2 * self.items + seeds_t**2 * seeds)
+
+        def lacks(d: float) -> float:
+            return float(np.mean(ndtr((d - half) / error) + ndtr((-d - half) / error))) - POWER
+
+        return float(brentq(lacks, 0.0, float(half.max()) + 10 * error))
 
 
 def variance(first: Arm, second: Arm | None = None) -> Variance:
@@ -189,7 +206,7 @@ def estimate_score(arm: Arm) -> Estimate:
     return Estimate(mean, low, high, math.sqrt(found.total), n)
 
 
-def difference(ours: Arm, theirs: Arm) -> Tested:
+def difference(ours: Arm, theirs: Arm) -> Finding:
     """`ours` - `theirs`, paired by example.
 
     No arm whose seeds' spread can be estimated: the examples alone, `stats.compare_paired` on each example's mean. Else
@@ -202,13 +219,13 @@ def difference(ours: Arm, theirs: Arm) -> Tested:
     return _over_seeds(a - b, variance(ours, theirs), 1.0)
 
 
-def interaction(arm: Arm) -> Tested:
+def interaction(arm: Arm) -> Finding:
     """Mean of the 2x2's interaction, of which `arm` holds each seed's and example's, between -2 and 2."""
     values = arm.per_example
-    return _over_seeds(values, variance(arm), 2.0) if arm.spread and len(values) > 1 else tested_mean(values, 2.0)
+    return _over_seeds(values, variance(arm), 2.0) if arm.spread and len(values) > 1 else compare_mean(values, 2.0)
 
 
-def _over_seeds(values: Floats, found: Variance, bound: float) -> Tested:
+def _over_seeds(values: Floats, found: Variance, bound: float) -> Finding:
     mean, n = mean_of(values), len(values)
     test = of_variance(mean, found, n)
     low, high = test.estimate.low, test.estimate.high
@@ -221,13 +238,13 @@ def _over_seeds(values: Floats, found: Variance, bound: float) -> Tested:
     )
 
 
-def of_variance(mean: float, found: Variance | None, n: int) -> Tested:
+def of_variance(mean: float, found: Variance | None, n: int) -> Finding:
     """Mean ± `Variance.half`, its test and what it could have seen; without an interval when there is no variance."""
     if found is None or not found.total:
-        return Tested(Estimate(mean, None, None, None if found is None else 0.0, n), "t", None, None, None, None, "")
+        return Finding(Estimate(mean, None, None, None if found is None else 0.0, n), "t", None, None, None, None, "")
     half = found.half()
     error = math.sqrt(found.total)
-    return Tested(
+    return Finding(
         Estimate(mean, mean - half, mean + half, error, n), "t", found.p(mean), None, found.detectable, None, ""
     )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotune.compare import escape
 from cotune.compare.runs import CELLS
-from cotune.compare.stats import Estimate, Tested
+from cotune.compare.stats import Estimate, Finding
 from cotune.compare.tables import (
     Group,
     Overall,
@@ -142,7 +142,7 @@ def _mean(over: Overall) -> tuple[str, ...]:
 _TESTED = ("test", "p", "exact p", "p, Holm", "effect", "could have seen")
 
 
-def _tested(tested: Tested | None) -> tuple[str, ...]:
+def _tested(tested: Finding | None) -> tuple[str, ...]:
     if tested is None:
         return ("",) * len(_TESTED)
     effect = "" if tested.effect is None else f"{tested.effect_name} {tested.effect:+z.2f}"
@@ -175,7 +175,7 @@ def _crossed(row: Row) -> tuple[str, ...]:
     return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), _difference(row.interaction))
 
 
-def _difference(tested: Tested | None) -> str:
+def _difference(tested: Finding | None) -> str:
     return estimate(tested.estimate, "+z.1f") + ("*" if tested.significant else "") if tested else ""
 
 

@@ -47,7 +47,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Finding:
     """A mean difference, the test of "it is 0", and what the same design could have seen.
 
     `p` is two-sided, by `test`; `p_exact` is McNemar's exact p where `test` is its mid-p version; `p_holm` is `p` after
@@ -136,22 +136,22 @@ def mean_score(scores: ArrayLike) -> Estimate:
 # ---- one paired difference ----
 
 
-def compare_paired(ours: ArrayLike, theirs: ArrayLike) -> Tested:
+def compare_paired(ours: ArrayLike, theirs: ArrayLike) -> Finding:
     """`ours` - `theirs`, one score each per example, in the same order.
 
     Both only 0 and 1: McNemar's test (mid-p; exact p beside it), Tango's interval, Cohen's g, detectable difference
-    from the observed share of discordant examples. Else: see `tested_mean`, within [-1, 1].
+    from the observed share of discordant examples. Else: see `compare_mean`, within [-1, 1].
     Raises ValueError when there are no examples or not equally many.
     """
     a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if len(a) != len(b) or not len(a):
         raise ValueError(f"A paired comparison needs the same examples on both sides, not {len(a)} and {len(b)}.")
     if not (is_binary(a) and is_binary(b)):
-        return tested_mean(a - b, 1.0)
+        return compare_mean(a - b, 1.0)
     n, wins, losses = len(a), int((a > b).sum()), int((a < b).sum())
     low, high = tango(wins, losses, n)
     exact, mid = mcnemar(wins, losses)
-    return Tested(
+    return Finding(
         Estimate((wins - losses) / n, low, high, standard_error(a - b), n),
         "McNemar mid-p",
         mid,
@@ -162,12 +162,12 @@ def compare_paired(ours: ArrayLike, theirs: ArrayLike) -> Tested:
     )
 
 
-def tested_mean(differences: ArrayLike, bound: float) -> Tested:
+def compare_mean(differences: ArrayLike, bound: float) -> Finding:
     """Mean of one difference per example in [-bound, bound]: sign-flip test and studentized bootstrap interval."""
     values = np.asarray(differences, dtype=np.float64)
     n, mean, error = len(values), mean_of(values), standard_error(values)
     ends = bootstrap_t(values)
-    return Tested(
+    return Finding(
         Estimate(mean, max(-bound, ends[0]) if ends else None, min(bound, ends[1]) if ends else None, error, n),
         "sign-flip",
         sign_flip(values),
@@ -239,12 +239,13 @@ def detectable_mcnemar(discordant: float, n: int) -> float:
 
     `discordant` is the share of examples on which the two differ, taken as what the next study would see too. Solves
     n = (z_a sqrt(discordant) + z_b sqrt(discordant - d^2))^2 / d^2 (Connor 1987, Biometrics 43:207-211; Miettinen 1968)
-    for d. A difference cannot exceed the share of discordant examples; where the solution would, all of those are on one
-    side, discordant = d, and n d = (z_a + z_b sqrt(1 - d))^2. 1 when even that is not enough.
+    for d. A difference cannot exceed the share of discordant examples; where the solution would, all of those are on
+    one side, discordant = d, and n d = (z_a + z_b sqrt(1 - d))^2. 1 when even that is not enough. It is a little too
+    large for few examples (tests/compare/test_calibration.py).
     """
     za, zb = float(ndtri(1 - ALPHA / 2)), float(ndtri(POWER))
     d = math.sqrt(discordant) * (za * math.sqrt(n) + zb * math.sqrt(max(0.0, n + zb * zb - za * za))) / (n + zb * zb)
-    if d <= discordant:
+    if 0 < d <= discordant:
         return d
     if n <= za * za:
         return 1.0
@@ -257,12 +258,7 @@ def detectable_t(error: float, freedom: float) -> float:
     `error` times the noncentrality of the noncentral t that exceeds the critical value with 80% (Bloom 1995's minimum
     detectable effect has the sum of two t quantiles, which is too small below some 10 degrees of freedom).
     """
-    return error * noncentrality(freedom)
-
-
-@lru_cache(maxsize=4096)
-def noncentrality(freedom: float) -> float:
-    return float(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - ALPHA / 2)))
+    return error * float(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - ALPHA / 2)))
 
 
 # ---- resampling ----

@@ -18,7 +18,7 @@ from cotune.compare import crossed, words
 from cotune.compare.crossed import Arm
 from cotune.compare.labels import variant_labels
 from cotune.compare.runs import CELLS, Run, read_all
-from cotune.compare.stats import Estimate, Tested, holm, mean_of, standard_error
+from cotune.compare.stats import Estimate, Finding, holm, mean_of, standard_error
 from cotune.errors import UsageError
 
 STRATEGY_ORDER = ("zero-shot", "prompt-only", "lora-only", "sequential", "joint")
@@ -48,10 +48,10 @@ class Row:
     runs: tuple[Run, ...]
     reason: str = ""
     score: Estimate | None = None
-    difference: Tested | None = None
+    difference: Finding | None = None
     is_baseline: bool = False
     cells: Mapping[str, float] | None = None
-    interaction: Tested | None = None
+    interaction: Finding | None = None
     arm: Arm | None = None
     sentence: str = ""
     interaction_sentence: str = ""
@@ -83,8 +83,8 @@ class Overall:
     strategy: str
     tasks: tuple[str, ...]
     score: Estimate
-    difference: Tested | None
-    relative_gain: Tested | None
+    difference: Finding | None
+    relative_gain: Finding | None
     sentence: str = ""
 
 
@@ -135,7 +135,7 @@ def _corrected(groups: Sequence[Group]) -> list[Group]:
     return out
 
 
-def _holm(tests: Sequence[Tested | None]) -> list[Tested | None]:
+def _holm(tests: Sequence[Finding | None]) -> list[Finding | None]:
     corrected = holm([test.p if test else None for test in tests])
     return [test and replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)]
 
@@ -159,7 +159,7 @@ def overall(groups: Sequence[Group]) -> list[Overall]:
     ]
 
 
-def _overall_sentence(over: Overall, test: Tested, shown: int) -> str:
+def _overall_sentence(over: Overall, test: Finding, shown: int) -> str:
     sentence = f"Mean of {len(over.tasks)} tasks: {words.difference(over.strategy, over.baseline, test, shown)}"
     gain = over.relative_gain
     return f"{sentence} {words.relative_gain(over.strategy, over.baseline, gain)}" if gain else sentence
@@ -224,6 +224,12 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, 
         notes.append(f"No finished run of {wanted}: differences are to {base}.")
     elif not named and len(variants) > 1:
         notes.append(f"Several variants of {wanted}: differences are to {base}.")
+    for label in order:
+        if len(again := {run.seed for run in pooled[label]}) < len(pooled[label]):
+            notes.append(
+                f"{label}: {len(pooled[label])} runs have {len(again)} different seeds. A seed that was run twice "
+                "counts twice, which makes the spread of seeds look smaller than it is."
+            )
     if any(run.config.get("measured") == "val" for run in done):
         notes.append("Measured on val, where strategies may also have chosen: for choosing settings, not for a claim.")
     ids = list(done[0].scores) if done else []
@@ -443,7 +449,7 @@ def overall_record(over: Overall) -> dict[str, Any]:
     }
 
 
-def tested_record(name: str, tested: Tested | None, sentence: str) -> dict[str, Any]:
+def tested_record(name: str, tested: Finding | None, sentence: str) -> dict[str, Any]:
     """The columns of one difference or interaction, under its name."""
     e = tested and tested.estimate
     return {

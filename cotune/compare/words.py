@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cotune.compare.crossed import Arm
-from cotune.compare.stats import Estimate, Tested
+from cotune.compare.stats import Estimate, Finding
 
 
-def difference(ours: str, theirs: str, tested: Tested, shown: int) -> str:
+def difference(ours: str, theirs: str, tested: Finding, shown: int) -> str:
     """For example "joint is better than sequential by 3.1 points (95% 0.9 to 5.3)."
 
     Without a star it says that no difference is shown, and which difference this design could have seen. `shown`: how
@@ -27,7 +27,7 @@ def difference(ours: str, theirs: str, tested: Tested, shown: int) -> str:
     return _with_seeds(f"{ours} against {theirs}: {_not_shown('difference', tested, shown)}", tested)
 
 
-def interaction(strategy: str, tested: Tested, shown: int) -> str:
+def interaction(strategy: str, tested: Finding, shown: int) -> str:
     """Whether prompt and weights together give more or less than the sum of what each gives alone."""
     mean = tested.estimate.mean
     if tested.significant:
@@ -39,7 +39,7 @@ def interaction(strategy: str, tested: Tested, shown: int) -> str:
     return _with_seeds(f"{strategy}: {_not_shown('interaction of prompt and weights', tested, shown)}", tested)
 
 
-def relative_gain(ours: str, theirs: str, tested: Tested) -> str:
+def relative_gain(ours: str, theirs: str, tested: Finding) -> str:
     """The gain relative to the baseline, averaged over tasks; it has no star: it is the difference in another unit."""
     interval = _span(tested.estimate)
     return f"{ours} against {theirs}: relative gain {100 * tested.estimate.mean:+z.1f}%" + (
@@ -69,7 +69,7 @@ def p_value(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
 
 
-def _not_shown(what: str, tested: Tested, shown: int) -> str:
+def _not_shown(what: str, tested: Finding, shown: int) -> str:
     mean = tested.estimate.mean
     span = _span(tested.estimate)
     found = f"{100 * mean:+z.1f} points, " + (f"95% {span}" if span else "no interval: too few or too equal examples")
@@ -80,11 +80,11 @@ def _not_shown(what: str, tested: Tested, shown: int) -> str:
     return f"no {what} shown ({found}{aside}){_seen(tested)}"
 
 
-def _seen(tested: Tested) -> str:
+def _seen(tested: Finding) -> str:
     return "" if tested.detectable is None else f"; this design could have seen {points(tested.detectable)} points"
 
 
-def _interval(tested: Tested, mean: float) -> str:
+def _interval(tested: Finding, mean: float) -> str:
     """Turned so that it reads along with an amount that is said without its sign."""
     e = tested.estimate
     if e.low is None or e.high is None:
@@ -98,5 +98,5 @@ def _span(e: Estimate) -> str:
     return "" if e.low is None or e.high is None else f"{points(e.low)} to {points(e.high)}"
 
 
-def _with_seeds(sentence: str, tested: Tested) -> str:
+def _with_seeds(sentence: str, tested: Finding) -> str:
     return f"{sentence}. {tested.uncovered[:1].upper()}{tested.uncovered[1:]}." if tested.uncovered else f"{sentence}."

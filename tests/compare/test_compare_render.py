@@ -53,10 +53,11 @@ def test_same_bytes_again(groups: list[Group], format: str) -> None:
 
 def test_table_shows_numbers_rounded_and_missing_ones_empty(groups: list[Group]) -> None:
     lines = rendered(groups, "table").splitlines()
-    scores, costs, crossed = (re.split(r"\s{2,}", line) for line in lines if line.startswith("joint"))
-    assert scores == ["joint", "0", "4", "100.0 [51.0, 100.0]", "+75.0 [-4.6, 154.6]", "done"]
+    scores, tests, costs, crossed = (re.split(r"\s{2,}", line) for line in lines if line.startswith("joint"))
+    assert scores == ["joint", "0", "4", "100.0 [51.0, 100.0]", "+75.0 [-3.4, 94.6]", "done"]
+    assert tests == ["joint", "McNemar mid-p", "0.125", "0.250", "0.125", "g +0.50", "83.0"]
     assert costs == ["joint", "12.3M", "2.5e+15", "61", "60", "3e+07", "2.0"]
-    assert crossed == ["joint", "25.0", "25.0", "25.0", "100.0", "+75.0 [-4.6, 154.6]"]
+    assert crossed == ["joint", "25.0", "25.0", "25.0", "100.0", "+75.0 [-200.0, 94.6]"]
     assert max(map(len, lines[:6])) <= 80  # scores fit a terminal
     failed = next(line for line in lines if line.startswith("lora-only"))
     assert failed.split() == ["lora-only", "0", "failed"]
@@ -81,8 +82,7 @@ def test_several_seeds_show_their_range_and_several_tasks_their_mean(tmp_path: P
             write_run(tmp_path, "joint", {"a": a, "b": 1.0}, task=task, seed=seed)
     lines = rendered(compare([tmp_path]), "table").splitlines()
     joint = [re.split(r"\s{2,}", line) for line in lines if line.startswith("joint")]
-    assert joint[0] == ["joint", "0,1", "2", "75.0 [19.8, 97.3]", "50.0 to 100.0", "+25.0 [-292.7, 342.7]", "done"]
-    assert joint[-1][:2] + joint[-1][3:] == ["joint", "75.0", "+50.0"]
+    assert joint[0] == ["joint", "0,1", "2", "75.0 [1.0, 99.9]", "50.0 to 100.0", "+25.0 [-100.0, 100.0]", "done"]
     (base, ours) = json.loads(rendered(compare([tmp_path]), "json"))["overall"]
     assert (base["relative_gain"], ours["relative_gain"], ours["tasks"]) == (None, 0.5, ["gsm8k", "math"])
 
@@ -115,7 +115,7 @@ def test_json_has_null_for_missing_numbers(groups: list[Group]) -> None:
 def test_markdown_rows_have_as_many_cells_as_the_header(groups: list[Group]) -> None:
     tables = [line for line in as_markdown(groups).splitlines() if line.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
-    assert widths == [7] * 5 + [8] * 4 + [7] * 3
+    assert widths == [7] * 5 + [8] * 3 + [8] * 4 + [7] * 3
     assert "<script>" not in as_markdown(groups)
 
 
