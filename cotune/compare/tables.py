@@ -88,15 +88,19 @@ class Overall:
     sentence: str = ""
 
 
-def compare(paths: Iterable[Path], baseline: str | None = None) -> list[Group]:
+def compare(paths: Iterable[Path], baseline: str | None = None, metric: str | None = None) -> list[Group]:
     """Group and compare all run folders among `paths` and one level below.
 
     `baseline` names the strategy, or one variant as its row calls it, that differences are taken to; None: zero-shot.
-    A group without a finished run of it uses its first row instead and says so in its notes.
-    Raises UsageError when there is no run, when no run is called that, or when a group mixes data, test examples,
-    decoding or grader versions.
+    A group without a finished run of it uses its first row instead and says so in its notes. `metric`: of the task's
+    metrics, the one to compare; None: the headline.
+    Raises UsageError when there is no run, when no run is called that or has that metric, or when a group mixes data,
+    test examples, decoding or grader versions.
     """
-    runs = read_all(paths)
+    runs = read_all(paths, metric)
+    if metric and not any(run.status == "done" for run in runs):
+        known = sorted({name for run in runs for name in run.summary.get("metrics") or ()})
+        raise UsageError(f"No finished run has the metric {metric!r}. Give --metric one of: {', '.join(known) or '-'}.")
     grouped: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.task, run.model, _engine(run, runs)), []).append(run)
@@ -173,10 +177,11 @@ def _overall(groups: Sequence[Group], strategy: str, rows: Sequence[Row], base: 
     own = crossed.of_variance(mean_of(scores), crossed.mean_variance([crossed.variance(a) for a, _ in arms]), n)
     difference = gain = None
     if not rows[0].is_baseline:
-        unseen = words.uncovered([(strategy, arms[0][0]), (str(groups[0].baseline), arms[0][1])])
+        unseen = [words.uncovered([(strategy, a), (str(groups[0].baseline), b)]) for a, b in arms]
         parts = [crossed.variance(ours, other) for ours, other in arms]
         mean = mean_of([a - b for a, b in zip(scores, theirs, strict=True)])
-        difference = replace(crossed.of_variance(mean, crossed.mean_variance(parts), n), uncovered=unseen)
+        uncovered = "; ".join(dict.fromkeys(filter(None, unseen)))
+        difference = replace(crossed.of_variance(mean, crossed.mean_variance(parts), n), uncovered=uncovered)
         if all(theirs):
             ratios = [crossed.ratio_variance(ours, other) for ours, other in arms]
             found = crossed.mean_variance([r for r in ratios if r])
@@ -237,7 +242,7 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, 
     rows = [_row(label, pooled[label], arms[label], base, arms[base], ids) for label in order] if base else []
     rows += [Row(labels[run], run.status, (run,), run.reason) for run in runs if run.status != "done"]
     rows.sort(key=lambda r: (_rank(r.runs[0].strategy), r.strategy, r.status != "done", r.runs[0].seed or 0))
-    metric = str(done[0].summary["headline"]) if done else "score"
+    metric = done[0].metric if done else "score"
     return Group(*key, metric, base, tuple(rows), tuple(notes))
 
 
@@ -366,7 +371,7 @@ def _mean(row: Row, read: Callable[[Run], Any]) -> float | None:
 
 def score_range(row: Row) -> tuple[float, float] | None:
     """Lowest and highest score of the row's runs: how far one seed may be from the next."""
-    scores = [float(run.summary["score"]) for run in row.runs if row.status == "done"]
+    scores = [mean_of(run) for run in row.arm.scores] if row.arm else []
     return (min(scores), max(scores)) if scores else None
 
 

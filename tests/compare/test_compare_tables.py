@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reference.run_folders import write_run
+from reference.run_folders import write_rows, write_run
 
 from cotune.compare.runs import Run
 from cotune.compare.stats import tango
@@ -430,3 +430,37 @@ def test_relative_gain_has_an_interval_and_a_sentence(tmp_path: Path) -> None:
     assert joint.sentence.startswith("Mean of 2 tasks: joint is better than zero-shot by 35.0 points (95% ")
     assert " joint against zero-shot: relative gain +105.0% (95% " in joint.sentence
     assert "not covered" not in joint.sentence
+
+
+def test_one_seed_on_one_task_is_said_of_the_mean(tmp_path: Path) -> None:
+    for task, seeds in (("gsm8k", 3), ("math", 1)):
+        write_run(tmp_path, "zero-shot", marks(20), task=task)
+        for seed in range(seeds):
+            write_run(tmp_path, "joint", marks(40 + seed), task=task, seed=seed)
+    assert " One seed: other seeds are not covered." in overall(compare([tmp_path]))[1].sentence
+
+
+def test_another_metric_is_compared_and_runs_without_it_stay_visible(tmp_path: Path) -> None:
+    for strategy, f1 in (("zero-shot", 0.25), ("joint", 0.75)):
+        folder = write_run(tmp_path, strategy, BASE)
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for k, each in enumerate(rows):
+            each["metrics"]["token_f1"] = f1 + k / 16
+        write_rows(folder / "predictions.jsonl", rows)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["metrics"]["token_f1"] = f1 + 1.5 / 16
+        (folder / "summary.json").write_text(json.dumps(summary))
+    write_run(tmp_path, "lora-only", BASE)
+    group = only(compare([tmp_path], metric="token_f1"))
+    assert group.metric == "token_f1"
+    assert [r.status for r in group.rows] == ["done", "no-metric", "done"]
+    assert row(group, "lora-only").reason == "it has accuracy, not token_f1"
+    found = row(group, "joint").difference
+    assert found is not None
+    assert (found.estimate.mean, found.test, found.p) == (0.5, "sign-flip", 0.125)  # 2 of 16 sign patterns
+    assert score_range(row(group, "joint")) == (0.75 + 1.5 / 16,) * 2
+    assert row(only(compare([tmp_path])), "joint").sentence.startswith("joint scores the same as zero-shot on every")
+    with pytest.raises(
+        UsageError, match=r"No finished run has the metric 'f2'\. Give --metric one of: accuracy, token_f1"
+    ):
+        compare([tmp_path], metric="f2")
