@@ -86,6 +86,12 @@ def test_mid_p_rejects_as_often_as_it_says(n: int, discordant: float) -> None:
     assert 0.035 <= rejects(n, discordant, 1) <= 0.05
 
 
+def test_twenty_rows_err_on_the_side_of_no_difference() -> None:
+    assert 0.03 <= rejects(20, 0.3, 1) < 0.035
+    d = detectable_mcnemar(0.3, 20)  # above 0.3: all that differ are on one side
+    assert 0.85 <= float(binom.sf(4, 20, d)) <= 0.95  # five wins without a loss are the fewest with p below 0.05
+
+
 def test_exact_mcnemar_rejects_too_rarely_which_is_why_mid_p_decides() -> None:
     assert rejects(200, 0.1, 0) < 0.03
 
@@ -135,7 +141,7 @@ def test_fractions_reject_cover_and_have_power() -> None:
     # The n at which 0.2 is what could be seen: its standard error is then that fraction of the difference.
     a, b = fractions(np.random.default_rng(4), 1_000_000, 0.2)
     n = next(n for n in range(10, 10_000) if detectable_t(float((a - b).std()) / n**0.5, n - 1) <= ours - theirs)
-    assert 0.75 <= share(lambda: below(compare_paired(*fractions(rng, n, 0.2)))) <= 0.85
+    assert 0.75 <= share(lambda: below(compare_paired(*fractions(rng, n, 0.2))), 600) <= 0.85
 
 
 # ---- several seeds ----
@@ -182,7 +188,7 @@ def test_a_plain_bootstrap_over_three_seeds_and_examples_would_not_cover() -> No
     rng = np.random.default_rng(8)
     hits = ours = 0
     for a, b in zip(*answers(rng, 200, (3, 3), 100, 0.6, (0.6, 0.6)), strict=True):
-        low, high = bootstrap_ends(rng, a, b, 200)
+        low, high = bootstrap_ends(rng, a, b, 150)
         hits += low <= 0 <= high
         ours += covers(difference(Arm(a), Arm(b)).estimate, 0.0)
     assert hits / 200 < 0.88
@@ -207,7 +213,7 @@ def test_interaction_of_several_seeds_covers_and_rejects() -> None:
 
 def test_several_seeds_see_the_detectable_difference_in_80_percent() -> None:
     rng = np.random.default_rng(11)
-    for seeds, n, tau in (((3, 3), 200, 0.1), ((5, 5), 200, 0.1), ((3, 0), 200, 0.1)):
+    for seeds, n, tau in (((3, 3), 200, 0.1), ((3, 0), 200, 0.1)):
         found = [
             variance(Arm(a), Arm(b, tunes_nothing=len(b) == 1))
             for a, b in zip(*answers(rng, SIMS, seeds, n, tau, (0.7, 0.6)), strict=True)
