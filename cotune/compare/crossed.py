@@ -124,9 +124,9 @@ class Variance:
             return two_sided(mean / math.sqrt(parts[0][0]), parts[0][1])
         # With t at the degrees of freedom of one part for both, p is too small or too large: it lies between.
         ends = sorted(two_sided(mean / math.sqrt(self.total), f) for _, f in parts)
-        low, high = (math.log(end / 2) for end in ends) if ends[0] > 1e-300 else (0.0, 0.0)
-        if high - low < 1e-9:
+        if ends[0] < 1e-300 or ends[1] - ends[0] < 1e-9 * ends[1]:  # the smaller one is lost in the float: the larger
             return ends[1]
+        low, high = (math.log(end / 2) for end in ends)
         return 2 * math.exp(brentq(lambda x: self._half(math.exp(x)) - abs(mean), low - 1e-9, high + 1e-9, xtol=1e-13))
 
     @property
@@ -156,11 +156,13 @@ def variance(first: Arm, second: Arm | None = None) -> Variance:
     """Of the mean of `first`, or of `first` - `second`, whose examples are the same and whose seeds are independent.
 
     Seeds enter for an arm with three or more that differ. Degrees of freedom of the seeds of two arms together:
-    Welch (1947). Needs two examples.
+    Welch (1947). One example has no variance that could be known: all zero, with no degrees of freedom.
     """
     arms = [first] if second is None else [first, second]
     differences = first.per_example - second.per_example if second else first.per_example
     n = len(differences)
+    if n < 2:
+        return Variance(0.0, 0)
     between = within = squares = 0.0
     for arm in arms:
         if not arm.spread:
@@ -178,8 +180,11 @@ def variance(first: Arm, second: Arm | None = None) -> Variance:
 def mean_variance(parts: Sequence[Variance]) -> Variance:
     """Of the mean of independent means (tasks with examples and runs of their own), each counting alike.
 
-    Degrees of freedom of each kind of part: Welch (1947) and Satterthwaite (1946), (sum v)^2 / sum(v^2 / f).
+    Degrees of freedom of each kind of part: Welch (1947) and Satterthwaite (1946), (sum v)^2 / sum(v^2 / f). Unknown (all
+    zero) when one of them is.
     """
+    if any(v.items_freedom < 1 for v in parts):
+        return Variance(0.0, 0)
     t2 = len(parts) ** 2
 
     def pooled(values: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -136,6 +136,7 @@ def test_one_example_has_no_degrees_of_freedom_and_no_error() -> None:
     one = Arm(np.array([[1.0], [0.0], [1.0]]))
     assert estimate_score(one).n == 1
     assert difference(one, Arm(np.array([[0.0]]))).estimate.low is None
+    assert of_variance(0.5, mean_variance([variance(one), variance(Arm(OURS))]), 13).estimate.low is None
 
 
 def test_interaction_of_one_seed_flips_signs() -> None:
@@ -173,3 +174,40 @@ def test_variance_of_a_ratio_is_that_of_small_changes() -> None:
     ratios = ours[drawn].mean(axis=1) / theirs[drawn].mean(axis=1)
     assert math.sqrt(found.total) == pytest.approx(float(ratios.std()), rel=0.05)
     assert ratio_variance(Arm(ours[None]), Arm(np.zeros((1, 400)))) is None
+
+
+scores = st.integers(1, 4).flatmap(
+    lambda seeds: st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=6, max_size=6), min_size=seeds, max_size=seeds
+    )
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(scores, scores, st.booleans())
+def test_whatever_the_scores_there_is_a_number_or_none_and_never_an_error(
+    ours: list[list[float]], theirs: list[list[float]], nothing: bool
+) -> None:
+    a, b = Arm(np.array(ours)), Arm(np.array(theirs), tunes_nothing=nothing)
+    found = difference(a, b)
+    for tested in (found, interaction(a)):
+        e = tested.estimate
+        assert e.low is None or e.high is None or e.low <= e.mean <= e.high
+        assert tested.p is None or 0 <= tested.p <= 1
+        assert tested.detectable is None or tested.detectable > 0
+        if tested.test == "t" and tested.p is not None:  # one and the same statement
+            assert e.excludes_zero == (tested.p < 0.05)
+    assert found.estimate.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    e = estimate_score(a)
+    assert e.low is not None
+    assert e.high is not None
+    assert 0 <= e.low <= e.mean <= e.high <= 1
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(1, 20))
+@settings(max_examples=150, deadline=None)
+def test_what_could_be_seen_exists_wherever_there_is_variance(
+    items: float, between: float, within: float, freedom: float
+) -> None:
+    v = Variance(items, 9, between, within, freedom)
+    assert (v.detectable is None) == (v.total == 0)
