@@ -180,8 +180,8 @@ def variance(first: Arm, second: Arm | None = None) -> Variance:
 def mean_variance(parts: Sequence[Variance]) -> Variance:
     """Of the mean of independent means (tasks with examples and runs of their own), each counting alike.
 
-    Degrees of freedom of each kind of part: Welch (1947) and Satterthwaite (1946), (sum v)^2 / sum(v^2 / f). Unknown (all
-    zero) when one of them is.
+    Degrees of freedom of each kind of part: Welch (1947) and Satterthwaite (1946), (sum v)^2 / sum(v^2 / f). All zero
+    (unknown) when one of the parts is.
     """
     if any(v.items_freedom < 1 for v in parts):
         return Variance(0.0, 0)

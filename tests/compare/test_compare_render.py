@@ -233,3 +233,12 @@ def test_the_legend_says_which_p_decides_and_what_intervals_cover(studies: list[
     assert "each for its number alone" in text
     assert "*: p below 0.05 after Holm's correction" in text
     assert "with three or more seeds, other seeds" in text
+
+
+def test_json_and_csv_carry_twelve_digits(tmp_path: Path) -> None:
+    """What comes after them in a quantile or a logarithm is not the same on every machine."""
+    write_run(tmp_path, "zero-shot", {"a": 1.0, "b": 0.0, "c": 0.0})
+    (row,) = json.loads(as_json(compare([tmp_path])))["groups"][0]["rows"]
+    assert row["score"] == 0.333333333333
+    (line,) = csv.DictReader(io.StringIO(as_csv(compare([tmp_path]))))
+    assert line["score_high"] == str(row["score_high"]) == f"{row['score_high']:.12g}"
