@@ -30,8 +30,6 @@ COMPARABLE = {
     "decoding_digest": "decoding",
     "grader_version": "grader version",
 }
-# What a measurement of engine noise may be called in a summary's `noise`.
-NOISE = ("mean_absolute_score_difference", "mean_absolute_difference", "score_difference", "differing")
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ def compare(paths: Iterable[Path], baseline: str | None = None, metric: str | No
     """
     runs = read_all(paths, metric)
     if metric and not any(run.status == "done" for run in runs):
-        known = sorted({name for run in runs for name in run.summary.get("metrics") or ()})
-        raise UsageError(f"No finished run has the metric {metric!r}. Give --metric one of: {', '.join(known) or '-'}.")
+        names = sorted({name for run in runs for name in run.summary.get("metrics") or ()})
+        raise UsageError(f"No finished run has the metric {metric!r}. Give --metric one of: {', '.join(names) or '-'}.")
     grouped: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.task, run.model, _engine(run, runs)), []).append(run)
@@ -301,7 +299,7 @@ class Spread:
     """How far a row's score moves for three reasons, each as a standard deviation of one run's score; None if unknown.
 
     `seeds`: another seed; needs three runs that differ. `examples`: other test examples, the standard error over them.
-    `engine`: the same run answered again, from the summary's `noise` where runs have measured it.
+    `engine`: the same run answered again, see `engine_noise`.
     """
 
     seeds: float | None
@@ -318,24 +316,24 @@ def spread(row: Row) -> Spread | None:
         seeds = 0.0
     elif row.arm.spread and row.arm.scores.shape[1] > 1:
         seeds = math.sqrt(crossed.variance(row.arm).seeds * row.arm.seeds)
-    moved = _mean(row, lambda run: engine_noise(run.summary))
+    moved = _mean(row, engine_noise)
     n = row.arm.scores.shape[1]
     error = standard_error(row.arm.per_example)
     return Spread(seeds, error, None if moved is None else math.sqrt(moved / (2 * n)))
 
 
-def engine_noise(summary: Mapping[str, Any]) -> float:
+def engine_noise(run: Run) -> float:
     """Mean absolute difference of an example's score between two answers of one run, from the summary's `noise`.
 
-    A run that answers twice differs by d on average over examples; a score of n examples then moves with a standard
-    deviation of sqrt(d / 2n), exactly for 0/1 scores and at most for others. Raises KeyError when it was not measured.
+    `mean_score_difference` where examples were answered twice, 0 where the engine promises to repeat itself. With d,
+    a score of n examples moves with a standard deviation of sqrt(d / 2n): exactly for 0/1 scores, at most that for
+    others. Raises KeyError when it is unknown, as it is for other metrics than the headline.
     """
-    noise = summary["noise"]
-    for name in NOISE:
-        value = noise.get(name)
-        if isinstance(value, int | float) and 0 <= value <= 1:
-            return float(value)
-    raise KeyError("noise")
+    noise = run.summary["noise"] if run.metric == run.summary["headline"] else {}
+    measured = noise.get("mean_score_difference", 0.0 if noise.get("promised") is True else None)
+    if not isinstance(measured, int | float) or not 0 <= measured <= 1:
+        raise KeyError("noise")
+    return float(measured)
 
 
 def cost(row: Row, account: str, unit: str) -> float | None:

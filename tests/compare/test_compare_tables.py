@@ -11,7 +11,7 @@ from reference.run_folders import write_rows, write_run
 
 from cotune.compare.runs import Run
 from cotune.compare.stats import tango
-from cotune.compare.tables import Group, Row, _arm, compare, cost, engine_noise, overall, record, score_range, spread
+from cotune.compare.tables import Group, Row, _arm, compare, cost, overall, record, score_range, spread
 from cotune.errors import UsageError
 
 BASE = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0}
@@ -369,7 +369,7 @@ def test_spread_of_seeds_examples_and_engine_are_apart(tmp_path: Path) -> None:
     for seed, right in enumerate((10, 30, 50)):
         folder = write_run(tmp_path, "joint", marks(right), seed=seed)
         summary = json.loads((folder / "summary.json").read_text())
-        summary["noise"] = {"examples": 60, "mean_absolute_score_difference": 0.03}
+        summary["noise"] = {"examples": 60, "promised": False, "mean_score_difference": 0.03}
         (folder / "summary.json").write_text(json.dumps(summary))
     found = spread(only(compare([tmp_path])).rows[0])
     assert found is not None
@@ -380,7 +380,9 @@ def test_spread_of_seeds_examples_and_engine_are_apart(tmp_path: Path) -> None:
     assert (flat["seed_sd"], flat["example_se"], flat["engine_sd"]) == (found.seeds, found.examples, found.engine)
 
 
-@pytest.mark.parametrize("noise", [None, {}, [], "x", {"mean_absolute_score_difference": "much"}, {"differing": 7}])
+@pytest.mark.parametrize(
+    "noise", [None, {}, [], "x", {"mean_score_difference": "much"}, {"mean_score_difference": 7}, {"promised": False}]
+)
 def test_noise_that_was_not_measured_is_empty(tmp_path: Path, noise: Any) -> None:
     folder = write_run(tmp_path, "joint", marks(10))
     summary = json.loads((folder / "summary.json").read_text()) | {"noise": noise}
@@ -388,7 +390,15 @@ def test_noise_that_was_not_measured_is_empty(tmp_path: Path, noise: Any) -> Non
     found = spread(only(compare([tmp_path])).rows[0])
     assert found is not None
     assert found.engine is None
-    assert engine_noise({"noise": {"differing": 0.1}}) == 0.1
+
+
+def test_an_engine_that_promises_to_repeat_itself_has_no_noise(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "joint", marks(10))
+    summary = json.loads((folder / "summary.json").read_text()) | {"noise": {"promised": True}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    found = spread(only(compare([tmp_path])).rows[0])
+    assert found is not None
+    assert found.engine == 0.0
 
 
 def test_duplicate_ids_make_a_run_damaged_not_its_number_wrong(tmp_path: Path) -> None:
