@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cotune.bench import Bench, MemoryStore, ignore
-from cotune.compare.stats import mean_score, paired
+from cotune.compare.stats import compare_paired, mean_score
 from cotune.errors import UsageError
 from cotune.evaluate import evaluate
 from cotune.experiment import (
@@ -115,7 +115,7 @@ def _scored(found: Evaluation, each: Evaluation | None) -> dict[str, float | Non
     scored = {"score": score.mean, "score_low": score.low, "score_high": score.high}
     if each is None:
         return scored
-    lost = paired([f.score - e.score for f, e in zip(found.grades, each.grades, strict=True)])
+    lost = compare_paired([grade.score for grade in found.grades], [grade.score for grade in each.grades]).estimate
     return scored | {"difference": lost.mean, "difference_low": lost.low, "difference_high": lost.high}
 
 

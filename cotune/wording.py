@@ -78,7 +78,7 @@ def serving_lines(serving: Mapping[str, Any]) -> list[str]:
 
 
 EXPORT_LEGEND = (
-    "Brackets: 95% intervals over val examples (score: Wilson; Δ: paired by example, Student's t). Bytes: of all "
+    "Brackets: 95% intervals over val examples (Δ: paired by example). Bytes: of all "
     "adapters held; for one per example, of those generated for val. FLOPs: per example, for its prompt and adapter."
 )
 

@@ -24,16 +24,20 @@ def compare(
             metavar="STRATEGY", help="What differences are taken to (or a variant's label). Default: zero-shot."
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another metric of the task, like token_f1. Default: its headline."),
+    ] = None,
     study: Annotated[
         Path | None, typer.Option(metavar="FILE|DIR", help="Of the folders, only the runs that this study stands for.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of stdout.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
-    """Put finished runs side by side: scores, paired differences with intervals, 2x2, cost."""
+    """Put finished runs side by side: scores, paired differences tested and in words, 2x2, cost."""
     from cotune.compare import render, tables
 
-    groups = tables.compare(_of_study(folders, study) if study else folders, baseline)
+    groups = tables.compare(_of_study(folders, study) if study else folders, baseline, metric)
     chosen = "json" if as_json else format
     if chosen == "table":
         text = drawn(render.as_table(groups), terminal=not out and sys.stdout.isatty())

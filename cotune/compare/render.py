@@ -9,22 +9,35 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from cotune.compare import escape
 from cotune.compare.runs import CELLS
-from cotune.compare.stats import Estimate
-from cotune.compare.tables import Group, Overall, Row, cost, overall, record, score_range, seeds, serving
+from cotune.compare.stats import Estimate, Finding
+from cotune.compare.tables import (
+    Group,
+    Overall,
+    Row,
+    cost,
+    overall,
+    overall_record,
+    record,
+    score_range,
+    seeds,
+    serving,
+    spread,
+)  # fmt: skip
+from cotune.compare.words import p_value
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LEGEND = (
-    "Brackets: 95% intervals over test examples (score: Wilson; Δ: paired by example, Student's t; "
-    "* when 0 is outside). Several seeds: each example's mean over them; "
-    "the intervals do not cover other seeds, the range shows those that were run."
+    "Brackets: 95% intervals, each for its number alone; they cover other test examples and, with three or more seeds, "
+    "other seeds. Several seeds: each example's mean over them. *: p below 0.05 after Holm's correction over all "
+    "differences of its kind here (Δ of tasks, Δ of means over tasks, interactions)."
 )
 
 
@@ -39,9 +52,8 @@ class Sheet:
 
 
 def sheets(groups: Sequence[Group]) -> list[Sheet]:
-    """Of each group the scores, the costs, what an answer costs, and the 2x2 where a strategy turned both levers.
-
-    Then, where there are several tasks, their mean.
+    """Of each group the scores with what they show in words, the tests, the costs, what an answer costs, the spread of
+    several runs, and the 2x2 where a strategy turned both levers. Then, where there are several tasks, their mean.
     """
     out = []
     for group in groups:
@@ -54,7 +66,15 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
         several = any(len(row.runs) > 1 for row in group.rows)
         ranges = ("range over seeds",) if several else ()
         header = ("strategy", "seeds", "n", f"{group.metric} %", *ranges, _against(group.baseline), "status")
-        out.append(Sheet(title, header, tuple(_scores(row, several) for row in group.rows), (*group.notes, *reasons)))
+        said = [row.sentence for row in group.rows if row.sentence]
+        notes = (*group.notes, *reasons, *said)
+        out.append(Sheet(title, header, tuple(_scores(row, several) for row in group.rows), notes))
+        tested = tuple((row.strategy, *_tested(row.difference)) for row in group.rows if row.difference)
+        if tested:
+            out.append(Sheet(f"{title} · tests", (f"against {group.baseline}", *_TESTED), tested, ()))
+        spreads = tuple(cells for row in group.rows if (cells := _spread(row)))
+        if spreads:
+            out.append(Sheet(f"{title} · spread", _SPREAD, spreads, ()))
         done = [row for row in group.rows if row.status == "done"]
         if done:
             costs = ("cost, mean per run", *(f"{account} {unit}" for account, unit, _, _ in _COSTS))
@@ -66,7 +86,8 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
         crossed = tuple(_crossed(row) for row in done if row.cells)
         if crossed:
             cells = ("prompt/weights %", *CELLS, "interaction")
-            out.append(Sheet(f"{title} · 2x2", cells, crossed, ()))
+            words = tuple(row.interaction_sentence for row in done if row.interaction_sentence)
+            out.append(Sheet(f"{title} · 2x2", cells, crossed, words))
     return out + _means(overall(groups))
 
 
@@ -78,7 +99,11 @@ def _means(means: Sequence[Overall]) -> list[Sheet]:
         names = ("strategy", "mean score %", _against(baseline), f"gain relative to {baseline} %")
         title = f"mean of {len(rows[0].tasks)} tasks · {model} · {engine}"
         note = f"Every task counts alike: {', '.join(rows[0].tasks)}. Relative gains are averaged over tasks."
-        out.append(Sheet(title, names, tuple(_mean(o) for o in rows), (note,)))
+        said = [o.sentence for o in rows if o.sentence]
+        out.append(Sheet(title, names, tuple(_mean(o) for o in rows), (note, *said)))
+        tested = tuple((o.strategy, *_tested(o.difference)) for o in rows if o.difference)
+        if tested:
+            out.append(Sheet(f"{title} · tests", (f"against {baseline}", *_TESTED), tested, ()))
     return out
 
 
@@ -108,10 +133,33 @@ def _mean(over: Overall) -> tuple[str, ...]:
     difference, gain = over.difference, over.relative_gain
     return (
         over.strategy,
-        f"{100 * over.score:.1f}",
+        estimate(over.score, "z.1f"),
         _difference(difference),
-        f"{100 * gain:+z.1f}" if gain is not None else "baseline" if difference is None else "",
+        estimate(gain.estimate, "+z.1f") if gain else "baseline" if difference is None else "",
     )
+
+
+_TESTED = ("test", "p", "exact p", "p, Holm", "effect", "could have seen")
+
+
+def _tested(tested: Finding | None) -> tuple[str, ...]:
+    if tested is None:
+        return ("",) * len(_TESTED)
+    effect = "" if tested.effect is None else f"{tested.effect_name} {tested.effect:+z.2f}"
+    seen = "" if tested.detectable is None else f"{100 * tested.detectable:.1f}"
+    return (tested.test, p_value(tested.p), p_value(tested.p_exact), p_value(tested.p_holm), effect, seen)
+
+
+_SPREAD = ("spread, points", "runs", "between seeds (SD)", "examples (SE)", "engine noise (SD)")
+
+
+def _spread(row: Row) -> tuple[str, ...]:
+    """Empty for a row with nothing to tell beyond its interval."""
+    parts = spread(row)
+    if not parts or (len(row.runs) < 2 and parts.engine is None):
+        return ()
+    shown = ("" if value is None else f"{100 * value:.2f}" for value in (parts.seeds, parts.examples, parts.engine))
+    return (row.strategy, str(len(row.runs)), *shown)
 
 
 def _costs(row: Row) -> tuple[str, ...]:
@@ -127,8 +175,8 @@ def _crossed(row: Row) -> tuple[str, ...]:
     return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), _difference(row.interaction))
 
 
-def _difference(value: Estimate | None) -> str:
-    return estimate(value, "+z.1f") + ("*" if value.excludes_zero else "") if value else ""
+def _difference(tested: Finding | None) -> str:
+    return estimate(tested.estimate, "+z.1f") + ("*" if tested.significant else "") if tested else ""
 
 
 def estimate(value: Estimate, form: str) -> str:
@@ -241,7 +289,7 @@ def as_csv(groups: Sequence[Group]) -> str:
             return ""
         return escape.clean(" ".join(str(v) for v in value) if isinstance(value, list) else value)
 
-    records = [record(group, row) for group in groups for row in group.rows]
+    records = [_tidy(record(group, row)) for group in groups for row in group.rows]
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(records[0])
@@ -259,10 +307,15 @@ def as_json(groups: Sequence[Group]) -> str:
                 "metric": group.metric,
                 "baseline": group.baseline,
                 "notes": list(group.notes),
-                "rows": [record(group, row) for row in group.rows],
+                "rows": [_tidy(record(group, row)) for row in group.rows],
             }
             for group in groups
         ],
-        "overall": [asdict(over) for over in overall(groups)],
+        "overall": [_tidy(overall_record(over)) for over in overall(groups)],
     }
     return json.dumps(value, ensure_ascii=True, allow_nan=False, indent=2) + "\n"
+
+
+def _tidy(record: dict[str, Any]) -> dict[str, Any]:
+    """Numbers to twelve digits: what comes after them in a logarithm or a quantile differs between machines."""
+    return {k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in record.items()}

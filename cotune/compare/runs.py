@@ -21,9 +21,10 @@ UNFINISHED = "no summary.json yet: still running, or interrupted; the same comma
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """`status` is done, no-data, failed, unfinished or damaged; only a done run has `scores`.
+    """`status` is done, no-data, failed, unfinished, damaged or no-metric; only a done run has `scores`.
 
     `scores` maps example id -> score in [0, 1]; `cells` maps each cell of the 2x2 to such scores, empty without a 2x2.
+    They are of `metric`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Run:
     summary: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     cells: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    metric: str = "score"
 
     @property
     def task(self) -> str:
@@ -56,19 +58,22 @@ class Run:
         return self.config.get("seed")
 
 
-def read_all(paths: Iterable[Path]) -> list[Run]:
-    """Every run folder among `paths` and one level below, each once, sorted by name.
+def read_all(paths: Iterable[Path], metric: str | None = None) -> list[Run]:
+    """Every run folder among `paths` and one level below, each once, sorted by name; scores as in `read_run`.
 
     Raises UsageError for a path that does not exist or holds no run.
     """
     folders = {folder.resolve(): folder for folder in run_folders(paths)}
     return sorted(
-        (read_run(folder) for folder in folders.values()), key=lambda r: (r.task, r.model, r.strategy, r.name)
+        (read_run(folder, metric) for folder in folders.values()), key=lambda r: (r.task, r.model, r.strategy, r.name)
     )
 
 
-def read_run(folder: Path) -> Run:
-    """Never raises for what a kill or a full disk can leave behind."""
+def read_run(folder: Path, metric: str | None = None) -> Run:
+    """Never raises for what a kill or a full disk can leave behind.
+
+    `metric` names one of the task's, for example "token_f1"; None: its headline. A run without it is "no-metric".
+    """
     name = folder.resolve().name
     config: dict[str, Any] = {}
     try:
@@ -80,10 +85,12 @@ def read_run(folder: Path) -> Run:
         summary = read_json(folder / "summary.json")
         if summary["status"] != "done":
             return Run(name, str(summary["status"]), str(summary.get("reason") or ""), config, summary)
-        scores = _by_id(read_rows(folder / "predictions.jsonl"))
-        _check(scores, summary)
-        cells = _cells(read_rows(folder / "crossed.jsonl"), scores) if summary.get("cells") else {}
-        return Run(name, "done", "", config, summary, scores, cells)
+        if metric and metric not in summary["metrics"]:
+            return Run(name, "no-metric", f"it has {', '.join(summary['metrics'])}, not {metric}", config, summary)
+        scores = _by_id(read_rows(folder / "predictions.jsonl"), metric)
+        _check(scores, summary, metric)
+        cells = _cells(read_rows(folder / "crossed.jsonl"), scores, metric) if summary.get("cells") else {}
+        return Run(name, "done", "", config, summary, scores, cells, metric or str(summary["headline"]))
     except CotuneError as error:
         return Run(name, "damaged", str(error), config)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RecursionError, OSError) as error:
@@ -91,19 +98,19 @@ def read_run(folder: Path) -> Run:
         return Run(name, "damaged", f"{type(error).__name__}: {error}".splitlines()[0], config)
 
 
-def _by_id(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def _by_id(rows: Iterable[Mapping[str, Any]], metric: str | None) -> dict[str, float]:
     scores: dict[str, float] = {}
     for row in rows:
         if row["id"] in scores:
             raise CotuneError(f"Example {row['id']!r} occurs twice in the rows. Run it again in another folder.")
-        score = float(row["score"])
+        score = float(row["metrics"].get(metric, 0.0) if metric else row["score"])  # as the summary counts
         if not 0 <= score <= 1:
             raise CotuneError(f"The score {score} of example {row['id']!r} is not in [0, 1]. Run it again elsewhere.")
         scores[str(row["id"])] = score
     return scores
 
 
-def _check(scores: Mapping[str, float], summary: Mapping[str, Any]) -> None:
+def _check(scores: Mapping[str, float], summary: Mapping[str, Any], metric: str | None) -> None:
     """The rows must say what the summary says: n, and correct + wrong + truncated + errored = n, and the mean."""
     n, _ = summary["n"], summary["headline"]
     if not scores or len(scores) != n or sum(summary["outcomes"].values()) != n:
@@ -113,14 +120,16 @@ def _check(scores: Mapping[str, float], summary: Mapping[str, Any]) -> None:
         )
     if digest(list(scores)) != summary["comparable"]["test_ids_digest"]:
         raise CotuneError("predictions.jsonl holds other examples than the summary. Run it again in another folder.")
-    if abs(sum(scores.values()) / n - summary["score"]) > 1e-9:
+    if abs(sum(scores.values()) / n - (summary["metrics"][metric] if metric else summary["score"])) > 1e-9:
         raise CotuneError("predictions.jsonl and summary.json disagree on the score. Grade again: cotune regrade RUN.")
 
 
-def _cells(rows: Iterable[Mapping[str, Any]], ours: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def _cells(
+    rows: Iterable[Mapping[str, Any]], ours: Mapping[str, float], metric: str | None
+) -> dict[str, dict[str, float]]:
     """Scores by id of all four cells. Raises CotuneError when a cell does not have every example."""
     rows = list(rows)
-    cells = {cell: _by_id(row for row in rows if row["cell"] == cell) for cell in CELLS[:3]}
+    cells = {cell: _by_id((row for row in rows if row["cell"] == cell), metric) for cell in CELLS[:3]}
     for cell, scores in cells.items():
         if scores.keys() != ours.keys():
             raise CotuneError(f"crossed.jsonl lacks rows of the cell {cell}. Run it again in another folder.")

@@ -6,14 +6,19 @@ number is None, never 0. Knows nothing of how a table is drawn (render.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cotune.compare import crossed, words
+from cotune.compare.crossed import Arm
 from cotune.compare.labels import variant_labels
 from cotune.compare.runs import CELLS, Run, read_all
-from cotune.compare.stats import Estimate, mean_score, over_tasks, paired
+from cotune.compare.stats import Estimate, Finding, holm, mean_of, standard_error
 from cotune.errors import UsageError
 
 STRATEGY_ORDER = ("zero-shot", "prompt-only", "lora-only", "sequential", "joint")
@@ -31,8 +36,9 @@ COMPARABLE = {
 class Row:
     """The done runs of one variant of one strategy, or one run that is not done (then only `reason` says more).
 
-    `score` is over examples, each example's score being its mean over the runs (seeds) of this row; so are
-    `difference` (to the baseline row, example by example), `cells` and `interaction`. `cost` is the mean per run.
+    `arm` holds the scores [runs, examples]. `score` is over examples, each example's score being its mean over the runs
+    (seeds) of this row; so are `difference` (to the baseline row, example by example), `cells` and `interaction`. Both
+    tests carry Holm's correction over all of their kind in the comparison, which the sentences tell in words.
     """
 
     strategy: str
@@ -40,10 +46,13 @@ class Row:
     runs: tuple[Run, ...]
     reason: str = ""
     score: Estimate | None = None
-    difference: Estimate | None = None
+    difference: Finding | None = None
     is_baseline: bool = False
     cells: Mapping[str, float] | None = None
-    interaction: Estimate | None = None
+    interaction: Finding | None = None
+    arm: Arm | None = None
+    sentence: str = ""
+    interaction_sentence: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ class Overall:
     """One row's strategy over all tasks of a model, every task counting alike.
 
     `relative_gain` is the mean over tasks of (score - baseline's) / baseline's: how the MetaTuner paper reports its
-    10.15% (sheet 02). None for the baseline, and where a baseline's score is 0.
+    10.15% (sheet 02). None for the baseline, and where a baseline's score is 0. Intervals cover other examples of these
+    tasks and, with three or more seeds, other seeds; not other tasks. Holm's correction is over the rows of `overall`.
     """
 
     model: str
@@ -70,20 +80,25 @@ class Overall:
     baseline: str
     strategy: str
     tasks: tuple[str, ...]
-    score: float
-    difference: Estimate | None
-    relative_gain: float | None
+    score: Estimate
+    difference: Finding | None
+    relative_gain: Finding | None
+    sentence: str = ""
 
 
-def compare(paths: Iterable[Path], baseline: str | None = None) -> list[Group]:
+def compare(paths: Iterable[Path], baseline: str | None = None, metric: str | None = None) -> list[Group]:
     """Group and compare all run folders among `paths` and one level below.
 
     `baseline` names the strategy, or one variant as its row calls it, that differences are taken to; None: zero-shot.
-    A group without a finished run of it uses its first row instead and says so in its notes.
-    Raises UsageError when there is no run, when no run is called that, or when a group mixes data, test examples,
-    decoding or grader versions.
+    A group without a finished run of it uses its first row instead and says so in its notes. `metric`: of the task's
+    metrics, the one to compare; None: the headline.
+    Raises UsageError when there is no run, when no run is called that or has that metric, or when a group mixes data,
+    test examples, decoding or grader versions.
     """
-    runs = read_all(paths)
+    runs = read_all(paths, metric)
+    if metric and not any(run.status == "done" for run in runs):
+        names = sorted({name for run in runs for name in run.summary.get("metrics") or ()})
+        raise UsageError(f"No finished run has the metric {metric!r}. Give --metric one of: {', '.join(names) or '-'}.")
     grouped: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.task, run.model, _engine(run, runs)), []).append(run)
@@ -93,7 +108,38 @@ def compare(paths: Iterable[Path], baseline: str | None = None) -> list[Group]:
         raise UsageError(
             f"No run is called {baseline!r}. Give --baseline one of: {'; '.join(sorted(known, key=_rank))}."
         )
-    return [_group(key, grouped[key], labels, baseline or BASELINE) for key in sorted(grouped)]
+    return _corrected([_group(key, grouped[key], labels, baseline or BASELINE) for key in sorted(grouped)])
+
+
+def _corrected(groups: Sequence[Group]) -> list[Group]:
+    """Holm's correction over all differences, and over all interactions, of the groups; then the sentences."""
+    rows = [row for group in groups for row in group.rows]
+    differences = _holm([row.difference for row in rows])
+    interactions = _holm([row.interaction for row in rows])
+    shown, twos = (sum(t is not None for t in tests) for tests in (differences, interactions))
+    corrected = iter(zip(rows, differences, interactions, strict=True))
+    out = []
+    for group in groups:
+        told = []
+        for row, difference, interaction in (next(corrected) for _ in group.rows):
+            sentence = words.difference(row.strategy, str(group.baseline), difference, shown) if difference else ""
+            other = words.interaction(row.strategy, interaction, twos) if interaction else ""
+            told.append(
+                replace(
+                    row,
+                    difference=difference,
+                    interaction=interaction,
+                    sentence=sentence,
+                    interaction_sentence=other,
+                )
+            )
+        out.append(replace(group, rows=tuple(told)))
+    return out
+
+
+def _holm(tests: Sequence[Finding | None]) -> list[Finding | None]:
+    corrected = holm([test.p if test else None for test in tests])
+    return [test and replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)]
 
 
 def overall(groups: Sequence[Group]) -> list[Overall]:
@@ -107,28 +153,50 @@ def overall(groups: Sequence[Group]) -> list[Overall]:
         for strategy in done[0]:
             if all(strategy in rows for rows in done):
                 out.append(_overall(alike, strategy, [rows[strategy] for rows in done], [r[baseline] for r in done]))
-    return out
+    differences = _holm([over.difference for over in out])
+    shown = sum(test is not None for test in differences)
+    return [
+        replace(o, difference=test, sentence=_overall_sentence(o, test, shown) if test else "")
+        for o, test in zip(out, differences, strict=True)
+    ]
+
+
+def _overall_sentence(over: Overall, test: Finding, shown: int) -> str:
+    sentence = f"Mean of {len(over.tasks)} tasks: {words.difference(over.strategy, over.baseline, test, shown)}"
+    gain = over.relative_gain
+    return f"{sentence} {words.relative_gain(over.strategy, over.baseline, gain)}" if gain else sentence
 
 
 def _overall(groups: Sequence[Group], strategy: str, rows: Sequence[Row], base: Sequence[Row]) -> Overall:
-    scores, theirs = [_score(row) for row in rows], [_score(row) for row in base]
-    differences = [row.difference for row in rows if row.difference]
-    gains = [(ours - their) / their for ours, their in zip(scores, theirs, strict=True)] if all(theirs) else []
-    return Overall(
-        groups[0].model,
-        groups[0].engine,
-        str(groups[0].baseline),
-        strategy,
-        tuple(g.task for g in groups),
-        sum(scores) / len(scores),
-        over_tasks(differences) if differences else None,
-        sum(gains) / len(gains) if gains and differences else None,
+    arms = [(_arm_of(ours), _arm_of(theirs)) for ours, theirs in zip(rows, base, strict=True)]
+    n = sum(arm.scores.shape[1] for arm, _ in arms)
+    scores = [mean_of(ours.per_example) for ours, _ in arms]
+    theirs = [mean_of(other.per_example) for _, other in arms]
+    own = crossed.of_variance(mean_of(scores), crossed.mean_variance([crossed.variance(a) for a, _ in arms]), n)
+    difference = gain = None
+    if not rows[0].is_baseline:
+        unseen = [words.uncovered([(strategy, a), (str(groups[0].baseline), b)]) for a, b in arms]
+        parts = [crossed.variance(ours, other) for ours, other in arms]
+        mean = mean_of([a - b for a, b in zip(scores, theirs, strict=True)])
+        uncovered = "; ".join(dict.fromkeys(filter(None, unseen)))
+        difference = replace(crossed.of_variance(mean, crossed.mean_variance(parts), n), uncovered=uncovered)
+        if all(theirs):
+            ratios = [crossed.ratio_variance(ours, other) for ours, other in arms]
+            found = crossed.mean_variance([r for r in ratios if r])
+            gain = crossed.of_variance(mean_of([a / b - 1 for a, b in zip(scores, theirs, strict=True)]), found, n)
+    tasks = tuple(g.task for g in groups)
+    score = own.estimate
+    score = replace(
+        score,
+        low=None if score.low is None else max(0.0, score.low),
+        high=None if score.high is None else min(1.0, score.high),
     )
+    return Overall(groups[0].model, groups[0].engine, str(groups[0].baseline), strategy, tasks, score, difference, gain)
 
 
-def _score(row: Row) -> float:
-    assert row.score is not None  # rows that are done have one
-    return row.score.mean
+def _arm_of(row: Row) -> Arm:
+    assert row.arm is not None  # rows that are done have one
+    return row.arm
 
 
 def _engine(run: Run, runs: Sequence[Run]) -> str:
@@ -159,12 +227,20 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, 
         notes.append(f"No finished run of {wanted}: differences are to {base}.")
     elif not named and len(variants) > 1:
         notes.append(f"Several variants of {wanted}: differences are to {base}.")
+    for label in order:
+        if len(again := {run.seed for run in pooled[label]}) < len(pooled[label]):
+            notes.append(
+                f"{label}: {len(pooled[label])} runs have {len(again)} different seeds. A seed that was run twice "
+                "counts twice, which makes the spread of seeds look smaller than it is."
+            )
     if any(run.config.get("measured") == "val" for run in done):
         notes.append("Measured on val, where strategies may also have chosen: for choosing settings, not for a claim.")
-    rows = [_row(label, pooled[label], pooled[base] if base else [], label == base) for label in order]
+    ids = list(done[0].scores) if done else []
+    arms = {label: _arm(pooled[label], [run.scores for run in pooled[label]], ids) for label in order}
+    rows = [_row(label, pooled[label], arms[label], base, arms[base], ids) for label in order] if base else []
     rows += [Row(labels[run], run.status, (run,), run.reason) for run in runs if run.status != "done"]
     rows.sort(key=lambda r: (_rank(r.runs[0].strategy), r.strategy, r.status != "done", r.runs[0].seed or 0))
-    metric = str(done[0].summary["headline"]) if done else "score"
+    metric = done[0].metric if done else "score"
     return Group(*key, metric, base, tuple(rows), tuple(notes))
 
 
@@ -186,25 +262,78 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _row(label: str, runs: Sequence[Run], base: Sequence[Run], is_baseline: bool) -> Row:
-    scores = _pool([run.scores for run in runs])
-    difference = None
-    if not is_baseline:
-        reference = _pool([run.scores for run in base])
-        difference = paired([scores[i] - reference[i] for i in scores])
-    cells = interaction = None
+def _row(label: str, runs: Sequence[Run], arm: Arm, base: str, theirs: Arm, ids: Sequence[str]) -> Row:
+    difference = cells = interaction = None
+    if label != base:
+        unseen = words.uncovered([(label, arm), (base, theirs)])
+        difference = replace(crossed.difference(arm, theirs), uncovered=unseen)
     if all(run.cells for run in runs):
-        grid = {cell: _pool([run.cells[cell] for run in runs]) for cell in CELLS}
-        cells = {cell: mean_score(list(grid[cell].values())).mean for cell in CELLS}
-        neither, prompt, weights, both = (grid[cell] for cell in CELLS)
-        interaction = paired([(both[i] - prompt[i]) - (weights[i] - neither[i]) for i in scores])
-    estimate = mean_score(list(scores.values()))
-    return Row(label, "done", tuple(runs), "", estimate, difference, is_baseline, cells, interaction)
+        grid = {cell: _arm(runs, [run.cells[cell] for run in runs], ids) for cell in CELLS}
+        cells = {cell: mean_of(grid[cell].per_example) for cell in CELLS}
+        neither, prompt, weights, both = (grid[cell].scores for cell in CELLS)
+        synergy = Arm((both - prompt) - (weights - neither))
+        interaction = replace(crossed.interaction(synergy), uncovered=words.uncovered([(label, synergy)]))
+    score = crossed.estimate_score(arm)
+    return Row(label, "done", tuple(runs), "", score, difference, label == base, cells, interaction, arm)
 
 
-def _pool(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean over runs of each example's score. All parts have the same ids: test_ids_digest was compared."""
-    return {i: sum(part[i] for part in parts) / len(parts) for i in parts[0]}
+def _arm(runs: Sequence[Run], parts: Sequence[Mapping[str, float]], ids: Sequence[str]) -> Arm:
+    """Scores of the runs, paired by id, in the order of `ids`.
+
+    Raises UsageError when a run has other examples.
+    """
+    for run, scores in zip(runs, parts, strict=True):
+        if len(scores) != len(ids) or any(i not in scores for i in ids):
+            common = sum(i in scores for i in ids)
+            raise UsageError(
+                f"{run.name} has rows for {common} of the {len(ids)} test examples of the other runs, and "
+                f"{len(scores) - common} of its own: examples are compared in pairs. Run it again in another folder."
+            )
+    greedy = all((run.config.get("decoding") or {}).get("temperature", 0) == 0 for run in runs)
+    tunes_nothing = greedy and all(run.strategy == BASELINE for run in runs)
+    return Arm(np.array([[scores[i] for i in ids] for scores in parts], dtype=np.float64), tunes_nothing)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far a row's score moves for three reasons, each as a standard deviation of one run's score; None if unknown.
+
+    `seeds`: another seed; needs three runs that differ. `examples`: other test examples, the standard error over them.
+    `engine`: the same run answered again, see `engine_noise`.
+    """
+
+    seeds: float | None
+    examples: float | None
+    engine: float | None
+
+
+def spread(row: Row) -> Spread | None:
+    """None for a row that is not done."""
+    if row.arm is None:
+        return None
+    seeds = None
+    if row.arm.constant:
+        seeds = 0.0
+    elif row.arm.spread and row.arm.scores.shape[1] > 1:
+        seeds = math.sqrt(crossed.variance(row.arm).seeds * row.arm.seeds)
+    moved = _mean(row, engine_noise)
+    n = row.arm.scores.shape[1]
+    error = standard_error(row.arm.per_example)
+    return Spread(seeds, error, None if moved is None else math.sqrt(moved / (2 * n)))
+
+
+def engine_noise(run: Run) -> float:
+    """Mean absolute difference of an example's score between two answers of one run, from the summary's `noise`.
+
+    `mean_score_difference` where examples were answered twice, 0 where the engine promises to repeat itself. With d,
+    a score of n examples moves with a standard deviation of sqrt(d / 2n): exactly for 0/1 scores, at most that for
+    others. Raises KeyError when it is unknown, as it is for other metrics than the headline.
+    """
+    noise = run.summary["noise"] if run.metric == run.summary["headline"] else {}
+    measured = noise.get("mean_score_difference", 0.0 if noise.get("promised") is True else None)
+    if not isinstance(measured, int | float) or not 0 <= measured <= 1:
+        raise KeyError("noise")
+    return float(measured)
 
 
 def cost(row: Row, account: str, unit: str) -> float | None:
@@ -234,13 +363,13 @@ def _mean(row: Row, read: Callable[[Run], Any]) -> float | None:
         return None
     try:
         return sum(float(read(run)) for run in row.runs) / len(row.runs)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return None
 
 
 def score_range(row: Row) -> tuple[float, float] | None:
     """Lowest and highest score of the row's runs: how far one seed may be from the next."""
-    scores = [float(run.summary["score"]) for run in row.runs if row.status == "done"]
+    scores = [mean_of(run) for run in row.arm.scores] if row.arm else []
     return (min(scores), max(scores)) if scores else None
 
 
@@ -259,9 +388,10 @@ def seeds(row: Row) -> list[int]:
 
 def record(group: Group, row: Row) -> dict[str, Any]:
     """One flat row of CSV and JSON: fractions and plain units; None where there is no number."""
-    score, difference, interaction = row.score, row.difference, row.interaction
+    score = row.score
     least, most = score_range(row) or (None, None)
     counted = outcomes(row) or {}
+    parts = spread(row)
     return {
         "task": group.task,
         "model": group.model,
@@ -278,15 +408,13 @@ def record(group: Group, row: Row) -> dict[str, Any]:
         "score_least_run": least,
         "score_most_run": most,
         "standard_error": score and score.standard_error,
-        "baseline": group.baseline if difference else None,
-        "difference": difference and difference.mean,
-        "difference_low": difference and difference.low,
-        "difference_high": difference and difference.high,
-        "difference_excludes_zero": difference and difference.excludes_zero,
+        "seed_sd": parts and parts.seeds,
+        "example_se": parts and parts.examples,
+        "engine_sd": parts and parts.engine,
+        "baseline": group.baseline if row.difference else None,
+        **tested_record("difference", row.difference, row.sentence),
         **{f"cell_{cell.replace('/', '_')}": row.cells and row.cells[cell] for cell in CELLS},
-        "interaction": interaction and interaction.mean,
-        "interaction_low": interaction and interaction.low,
-        "interaction_high": interaction and interaction.high,
+        **tested_record("interaction", row.interaction, row.interaction_sentence),
         **{
             f"{account}_{unit}": cost(row, account, unit)
             for account in ("tuning", "measuring")
@@ -302,4 +430,43 @@ def record(group: Group, row: Row) -> dict[str, Any]:
         **{name: counted.get(name) for name in ("correct", "wrong", "truncated", "errored")},
         "run_names": [run.name for run in row.runs],
         "reason": row.reason or None,
+    }
+
+
+def overall_record(over: Overall) -> dict[str, Any]:
+    """One flat row of JSON's `overall`."""
+    gain = over.relative_gain and over.relative_gain.estimate
+    return {
+        "model": over.model,
+        "engine": over.engine,
+        "baseline": over.baseline,
+        "strategy": over.strategy,
+        "tasks": list(over.tasks),
+        "score": over.score.mean,
+        "score_low": over.score.low,
+        "score_high": over.score.high,
+        **tested_record("difference", over.difference, over.sentence),
+        "relative_gain": gain and gain.mean,
+        "relative_gain_low": gain and gain.low,
+        "relative_gain_high": gain and gain.high,
+    }
+
+
+def tested_record(name: str, tested: Finding | None, sentence: str) -> dict[str, Any]:
+    """The columns of one difference or interaction, under its name."""
+    e = tested and tested.estimate
+    return {
+        name: e and e.mean,
+        f"{name}_low": e and e.low,
+        f"{name}_high": e and e.high,
+        f"{name}_excludes_zero": e and e.excludes_zero,
+        f"{name}_test": tested and tested.test,
+        f"{name}_p": tested and tested.p,
+        f"{name}_p_exact": tested and tested.p_exact,
+        f"{name}_p_holm": tested and tested.p_holm,
+        f"{name}_significant": tested and tested.significant,
+        f"{name}_detectable": tested and tested.detectable,
+        f"{name}_effect": tested and tested.effect,
+        f"{name}_effect_name": (tested and tested.effect_name) or None,
+        f"{name}_sentence": sentence or None,
     }

@@ -53,10 +53,11 @@ def test_same_bytes_again(groups: list[Group], format: str) -> None:
 
 def test_table_shows_numbers_rounded_and_missing_ones_empty(groups: list[Group]) -> None:
     lines = rendered(groups, "table").splitlines()
-    scores, costs, crossed = (re.split(r"\s{2,}", line) for line in lines if line.startswith("joint"))
-    assert scores == ["joint", "0", "4", "100.0 [51.0, 100.0]", "+75.0 [-4.6, 154.6]", "done"]
+    scores, tests, costs, crossed = (re.split(r"\s{2,}", line) for line in lines if line.startswith("joint"))
+    assert scores == ["joint", "0", "4", "100.0 [51.0, 100.0]", "+75.0 [-10.7, 95.4]", "done"]
+    assert tests == ["joint", "McNemar mid-p", "0.125", "0.250", "0.125", "g +0.50", "99.8"]
     assert costs == ["joint", "12.3M", "2.5e+15", "61", "60", "3e+07", "2.0"]
-    assert crossed == ["joint", "25.0", "25.0", "25.0", "100.0", "+75.0 [-4.6, 154.6]"]
+    assert crossed == ["joint", "25.0", "25.0", "25.0", "100.0", "+75.0 [-200.0, 125.0]"]
     assert max(map(len, lines[:6])) <= 80  # scores fit a terminal
     failed = next(line for line in lines if line.startswith("lora-only"))
     assert failed.split() == ["lora-only", "0", "failed"]
@@ -81,8 +82,7 @@ def test_several_seeds_show_their_range_and_several_tasks_their_mean(tmp_path: P
             write_run(tmp_path, "joint", {"a": a, "b": 1.0}, task=task, seed=seed)
     lines = rendered(compare([tmp_path]), "table").splitlines()
     joint = [re.split(r"\s{2,}", line) for line in lines if line.startswith("joint")]
-    assert joint[0] == ["joint", "0,1", "2", "75.0 [19.8, 97.3]", "50.0 to 100.0", "+25.0 [-292.7, 342.7]", "done"]
-    assert joint[-1][:2] + joint[-1][3:] == ["joint", "75.0", "+50.0"]
+    assert joint[0] == ["joint", "0,1", "2", "75.0 [1.0, 99.9]", "50.0 to 100.0", "+25.0 [-100.0, 100.0]", "done"]
     (base, ours) = json.loads(rendered(compare([tmp_path]), "json"))["overall"]
     assert (base["relative_gain"], ours["relative_gain"], ours["tasks"]) == (None, 0.5, ["gsm8k", "math"])
 
@@ -115,7 +115,7 @@ def test_json_has_null_for_missing_numbers(groups: list[Group]) -> None:
 def test_markdown_rows_have_as_many_cells_as_the_header(groups: list[Group]) -> None:
     tables = [line for line in as_markdown(groups).splitlines() if line.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
-    assert widths == [7] * 5 + [8] * 4 + [7] * 3
+    assert widths == [7] * 5 + [8] * 3 + [8] * 4 + [7] * 3
     assert "<script>" not in as_markdown(groups)
 
 
@@ -149,3 +149,96 @@ def test_escapes_of_single_characters() -> None:
     assert latex("a_b & 5%") == r"a\_b \& 5\%"
     assert latex("[x]") == "{}[x]"  # else \\ before it would read it as its argument
     assert markdown("a|b_c<d>`") == r"a\|b\_c&lt;d&gt;\`"
+
+
+TESTED = [
+    "", "_low", "_high", "_excludes_zero", "_test", "_p", "_p_exact", "_p_holm", "_significant", "_detectable",
+    "_effect", "_effect_name", "_sentence",
+]  # fmt: skip
+ROW = [
+    "task", "model", "engine", "strategy", "status", "runs", "seeds", "n", "metric",
+    "score", "score_low", "score_high", "score_least_run", "score_most_run", "standard_error",
+    "seed_sd", "example_se", "engine_sd", "baseline", *(f"difference{end}" for end in TESTED),
+    "cell_seed_base", "cell_tuned_base", "cell_seed_tuned", "cell_tuned_tuned",
+    *(f"interaction{end}" for end in TESTED),
+    "tuning_tokens", "tuning_flops", "tuning_seconds", "measuring_tokens", "measuring_flops", "measuring_seconds",
+    "peak_memory_bytes", "serving_prompts_flops", "serving_prompts_seconds", "serving_adapters_flops",
+    "serving_adapters_seconds", "serving_answers_flops", "serving_answers_seconds", "serving_flops", "serving_seconds",
+    "correct", "wrong", "truncated", "errored", "run_names", "reason",
+]  # fmt: skip
+OVERALL = [
+    "model", "engine", "baseline", "strategy", "tasks", "score", "score_low", "score_high",
+    *(f"difference{end}" for end in TESTED), "relative_gain", "relative_gain_low", "relative_gain_high",
+]  # fmt: skip
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> list[Group]:
+    """Two tasks, three seeds of joint with a 2x2, one of lora-only."""
+    names = [f"e{i}" for i in range(40)]
+    for task in ("gsm8k", "math"):
+        base = {name: float(i < 8) for i, name in enumerate(names)}
+        write_run(tmp_path, "zero-shot", base, task=task)
+        write_run(tmp_path, "lora-only", {**base, "e8": 1.0}, task=task)
+        for seed in range(3):
+            tuned = {name: float((i * 7 + seed) % 10 < 7 or i < 8 + 2 * seed) for i, name in enumerate(names)}
+            cells = dict.fromkeys(("seed/base", "tuned/base", "seed/tuned"), base)
+            write_run(tmp_path, "joint", tuned, task=task, seed=seed, cells=cells)
+    return compare([tmp_path])
+
+
+def test_the_fields_of_json_and_csv_are_pinned_and_documented(studies: list[Group]) -> None:
+    value = json.loads(as_json(studies))
+    assert list(value) == ["groups", "overall"]
+    assert list(value["groups"][0]) == ["task", "model", "engine", "metric", "baseline", "notes", "rows"]
+    assert all(list(row) == ROW for group in value["groups"] for row in group["rows"])
+    assert all(list(row) == OVERALL for row in value["overall"])
+    assert as_csv(studies).splitlines()[0].split(",") == ROW
+    documented = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    section = documented.partition("\n## compare\n")[2].partition("\n## ")[0]
+    for name in (*ROW, *OVERALL, *TESTED[1:]):
+        assert f"`{name}`" in section or name.startswith(("difference_", "interaction_")), name
+
+
+def test_types_of_a_full_row(studies: list[Group]) -> None:
+    row = {r["strategy"]: r for r in json.loads(as_json(studies))["groups"][0]["rows"]}["joint"]
+    assert row["seeds"] == [0, 1, 2]
+    for name in ("difference", "interaction"):
+        assert isinstance(row[f"{name}_significant"], bool)
+        assert isinstance(row[f"{name}_sentence"], str)
+        for end in ("", "_low", "_high", "_p", "_p_holm", "_detectable", "_effect"):
+            assert isinstance(row[name + end], float)
+        assert (row[f"{name}_test"], row[f"{name}_p_exact"], row[f"{name}_effect_name"]) == ("t", None, "d_z")
+    assert isinstance(row["seed_sd"], float)
+    assert row["engine_sd"] is None
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_says_it_in_words(studies: list[Group], format: str) -> None:
+    text = rendered(studies, format)
+    if format == "latex":
+        text = text.replace(r"\%", "%")
+    assert "joint is better than zero-shot by 5" in text
+    assert "lora-only against zero-shot: no difference shown (+2.5 points, 95% " in text
+    assert "this design could have seen" in text
+    assert "One seed: other seeds are not covered." in text
+    assert "joint: prompt and weights together gain" in text
+    if format != "csv":  # which has rows of tasks only
+        assert "Mean of 2 tasks: joint is better than zero-shot by" in text
+        assert "joint against zero-shot: relative gain +" in text
+
+
+def test_the_legend_says_which_p_decides_and_what_intervals_cover(studies: list[Group]) -> None:
+    text = " ".join(rendered(studies, "table").split())
+    assert "each for its number alone" in text
+    assert "*: p below 0.05 after Holm's correction" in text
+    assert "with three or more seeds, other seeds" in text
+
+
+def test_json_and_csv_carry_twelve_digits(tmp_path: Path) -> None:
+    """What comes after them in a quantile or a logarithm is not the same on every machine."""
+    write_run(tmp_path, "zero-shot", {"a": 1.0, "b": 0.0, "c": 0.0})
+    (row,) = json.loads(as_json(compare([tmp_path])))["groups"][0]["rows"]
+    assert row["score"] == 0.333333333333
+    (line,) = csv.DictReader(io.StringIO(as_csv(compare([tmp_path]))))
+    assert line["score_high"] == str(row["score_high"]) == f"{row['score_high']:.12g}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reference.run_folders import write_run
+from reference.run_folders import write_rows, write_run
 
-from cotune.compare.tables import Group, Row, compare, cost, overall, record, score_range
+from cotune.compare.runs import Run
+from cotune.compare.stats import tango
+from cotune.compare.tables import Group, Row, _arm, compare, cost, overall, record, score_range, spread
 from cotune.errors import UsageError
 
 BASE = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0}
@@ -41,9 +43,10 @@ def test_score_and_paired_difference(tmp_path: Path) -> None:
     assert base.score is not None
     assert base.score.mean == 0.25
     assert ours.difference is not None
-    assert ours.difference.mean == 0.5  # 1, 0, 0, 1
-    half = 3.182446305284263 * math.sqrt(1 / 3) / 2
-    assert ours.difference.low == pytest.approx(0.5 - half)
+    assert ours.difference.estimate.mean == 0.5  # 1, 0, 0, 1
+    low, high = tango(2, 0, 4)
+    assert (ours.difference.estimate.low, ours.difference.estimate.high) == (low, high)
+    assert (ours.difference.p, ours.difference.p_exact) == (0.25, 0.5)  # 2 wins, no loss: 2 / 4, mid-p half of it
     assert (cost(ours, "tuning", "tokens"), cost(ours, "tuning", "seconds")) == (100, 3.5)
 
 
@@ -73,7 +76,7 @@ def test_pairing_is_by_id_not_by_position(tmp_path: Path) -> None:
     write_run(tmp_path, "prompt-only", dict(BETTER))
     difference = row(only(compare([tmp_path])), "prompt-only").difference
     assert difference is not None
-    assert (difference.mean, difference.low, difference.high) == (0.0, None, None)
+    assert (difference.estimate.mean, difference.p) == (0.0, 1.0)
 
 
 def test_seeds_of_one_strategy_are_pooled_example_by_example(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_seeds_of_one_strategy_are_pooled_example_by_example(tmp_path: Path) -> 
     assert ours.score is not None
     assert (ours.score.mean, ours.score.n) == (0.5, 4)  # (0.75 + 0.25) / 2, over four examples, not eight
     assert ours.difference is not None
-    assert ours.difference.mean == 0.25  # 0.5, 0, 0, 0.5
+    assert ours.difference.estimate.mean == 0.25  # 0.5, 0, 0, 0.5
     assert cost(ours, "tuning", "tokens") == 200
     flat = record(group, ours)
     assert (flat["seeds"], flat["runs"], flat["correct"], flat["wrong"]) == ([0, 1], 2, 4, 4)
@@ -99,9 +102,8 @@ def test_two_by_two_and_interaction(tmp_path: Path) -> None:
     ours = row(only(compare([tmp_path])), "sequential")
     assert ours.cells == {"seed/base": 0.0, "tuned/base": 0.25, "seed/tuned": 0.25, "tuned/tuned": 1.0}
     assert ours.interaction is not None
-    assert ours.interaction.mean == 0.5  # per example both - prompt - weights + neither: 0, 1, 0, 1
-    half = 3.182446305284263 * math.sqrt(1 / 3) / 2
-    assert ours.interaction.high == pytest.approx(0.5 + half)
+    assert ours.interaction.estimate.mean == 0.5  # per example both - prompt - weights + neither: 0, 1, 0, 1
+    assert ours.interaction.p == 0.5  # of four sign patterns of two ones, two are as far out
 
 
 def test_every_run_that_is_not_done_is_a_row_with_its_reason(tmp_path: Path) -> None:
@@ -283,11 +285,12 @@ def test_relative_gain_over_tasks_is_the_papers(tmp_path: Path) -> None:
     base, joint = overall(compare([tmp_path], "sequential"))
     assert (base.strategy, base.difference, base.relative_gain) == ("sequential", None, None)
     assert joint.tasks == ("cosmosqa", "gsm8k", "hotpotqa", "math")
-    assert joint.relative_gain == pytest.approx(0.1008, abs=5e-5)
-    assert joint.score == pytest.approx((0.4867 + 0.7892 + 0.5456 + 0.9225) / 4)
+    assert joint.relative_gain is not None
+    assert joint.relative_gain.estimate.mean == pytest.approx(0.1008, abs=5e-5)
+    assert joint.score.mean == pytest.approx((0.4867 + 0.7892 + 0.5456 + 0.9225) / 4)
     assert joint.difference is not None
-    assert joint.difference.mean == pytest.approx((0.0711 + 0.1099 + 0.0226 + 0.0245) / 4)
-    assert joint.difference.low is None  # every example differs alike
+    assert joint.difference.estimate.mean == pytest.approx((0.0711 + 0.1099 + 0.0226 + 0.0245) / 4)
+    assert joint.difference.estimate.low is None  # every example differs alike
 
 
 def test_a_strategy_that_lacks_a_task_has_no_mean_over_tasks(tmp_path: Path) -> None:
@@ -304,3 +307,173 @@ def test_the_range_is_over_the_runs_of_a_row(tmp_path: Path) -> None:
         write_run(tmp_path, "joint", scores, seed=seed)
     (pooled,) = only(compare([tmp_path])).rows
     assert score_range(pooled) == (0.25, 0.75)
+
+
+# ---- statistics of a comparison ----
+
+MANY = [f"e{i}" for i in range(60)]
+
+
+def marks(right: int, of: list[str] = MANY) -> dict[str, float]:
+    return {name: float(i < right) for i, name in enumerate(of)}
+
+
+def test_holm_is_over_all_differences_shown_and_decides_the_star(tmp_path: Path) -> None:
+    """7 wins of 60 without a loss: mid-p 2^-7 = 0.008 alone; among eight, 0.0625."""
+    for task in ("gsm8k", "math"):
+        write_run(tmp_path, "zero-shot", marks(20), task=task)
+        for k, stages in enumerate(("w,p", "p,w", "p,w,p", "p,p")):
+            right = 27 if (task, k) == ("math", 0) else 20
+            write_run(tmp_path, "sequential", marks(right), task=task, settings={"sequential": {"stages": stages}})
+    groups = compare([tmp_path])
+    found = row(groups[1], "sequential").difference
+    assert found is not None
+    assert (found.p, found.p_holm) == (pytest.approx(2**-7), pytest.approx(8 * 2**-7))
+    assert found.estimate.excludes_zero
+    assert not found.significant
+    assert "below 0.05 alone (p 0.008), not among the 8 shown (p 0.062)" in row(groups[1], "sequential").sentence
+    alone = compare([tmp_path / r.runs[0].name for r in groups[1].rows[:2]])
+    assert row(only(alone), "sequential").difference is not None
+    assert row(only(alone), "sequential").sentence.startswith(
+        "sequential is better than zero-shot by 11.7 points (95% "
+    )
+
+
+def test_interactions_are_a_family_of_their_own(tmp_path: Path) -> None:
+    cells = {"seed/base": marks(0), "tuned/base": marks(0), "seed/tuned": marks(0)}
+    write_run(tmp_path, "zero-shot", marks(0))
+    write_run(tmp_path, "joint", marks(20), cells=cells)
+    ours = row(only(compare([tmp_path])), "joint")
+    assert ours.interaction is not None
+    assert ours.interaction.p_holm == ours.interaction.p
+    assert ours.interaction_sentence.startswith(
+        "joint: prompt and weights together gain 33.3 points more than the sum of what each gains alone (95% "
+    )
+
+
+def test_a_greedy_zero_shot_needs_no_seeds_a_sampled_one_does(tmp_path: Path) -> None:
+    for name, temperature in (("greedy", 0.0), ("sampled", 0.7)):
+        settings = {"decoding": {"temperature": temperature}}
+        write_run(tmp_path / name, "zero-shot", marks(10), settings=settings)
+        write_run(tmp_path / name, "joint", marks(50), settings=settings)
+    greedy, sampled = (row(only(compare([tmp_path / name])), "joint").sentence for name in ("greedy", "sampled"))
+    assert greedy.endswith(" One seed: other seeds are not covered.")
+    assert sampled.endswith(" One seed: other seeds are not covered.")
+    for seed in (1, 2):
+        write_run(tmp_path / "greedy", "joint", marks(50 + seed), seed=seed)
+        settings = {"decoding": {"temperature": 0.7}}
+        write_run(tmp_path / "sampled", "joint", marks(50 + seed), seed=seed, settings=settings)
+    greedy, sampled = (row(only(compare([tmp_path / name])), "joint").sentence for name in ("greedy", "sampled"))
+    assert "not covered" not in greedy
+    assert sampled.endswith(" Zero-shot has one seed: its other seeds are not covered.")
+
+
+def test_spread_of_seeds_examples_and_engine_are_apart(tmp_path: Path) -> None:
+    for seed, right in enumerate((10, 30, 50)):
+        folder = write_run(tmp_path, "joint", marks(right), seed=seed)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["noise"] = {"examples": 60, "promised": False, "mean_score_difference": 0.03}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    found = spread(only(compare([tmp_path])).rows[0])
+    assert found is not None
+    assert found.seeds is not None
+    assert 0.25 < found.seeds <= 1 / 3  # means 1/6, 1/2, 5/6 have a standard deviation of 1/3
+    assert found.engine == pytest.approx((0.03 / 120) ** 0.5)
+    flat = record(only(compare([tmp_path])), only(compare([tmp_path])).rows[0])
+    assert (flat["seed_sd"], flat["example_se"], flat["engine_sd"]) == (found.seeds, found.examples, found.engine)
+
+
+@pytest.mark.parametrize(
+    "noise", [None, {}, [], "x", {"mean_score_difference": "much"}, {"mean_score_difference": 7}, {"promised": False}]
+)
+def test_noise_that_was_not_measured_is_empty(tmp_path: Path, noise: Any) -> None:
+    folder = write_run(tmp_path, "joint", marks(10))
+    summary = json.loads((folder / "summary.json").read_text()) | {"noise": noise}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    found = spread(only(compare([tmp_path])).rows[0])
+    assert found is not None
+    assert found.engine is None
+
+
+def test_an_engine_that_promises_to_repeat_itself_has_no_noise(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "joint", marks(10))
+    summary = json.loads((folder / "summary.json").read_text()) | {"noise": {"promised": True}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    found = spread(only(compare([tmp_path])).rows[0])
+    assert found is not None
+    assert found.engine == 0.0
+
+
+def test_duplicate_ids_make_a_run_damaged_not_its_number_wrong(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "joint", BASE)
+    rows = (folder / "predictions.jsonl").read_text()
+    (folder / "predictions.jsonl").write_text(rows + rows.splitlines()[0] + "\n")
+    (broken,) = only(compare([tmp_path])).rows
+    assert (broken.status, broken.score) == ("damaged", None)
+    assert "occurs twice" in broken.reason
+
+
+def test_rows_of_other_examples_are_refused_with_a_count() -> None:
+    """Their summaries are compared before; this is what stands between wrong rows and a wrong pair."""
+    runs = [Run(name, "done", "", {"strategy": "joint"}) for name in ("one", "two")]
+    with pytest.raises(UsageError, match=r"two has rows for 1 of the 2 test examples of the other runs, and 2 of its"):
+        _arm(runs, [{"a": 1.0, "b": 0.0}, {"a": 1.0, "c": 0.0, "d": 0.0}], ["a", "b"])
+    with pytest.raises(UsageError, match=r"two has rows for 0 of the 2"):
+        _arm(runs, [{"a": 1.0, "b": 0.0}, {"c": 1.0}], ["a", "b"])
+
+
+def test_a_seed_that_was_run_twice_is_said(tmp_path: Path) -> None:
+    for name in ("first", "copy"):
+        write_run(tmp_path, "joint", BASE, name=name)
+    assert "joint: 2 runs have 1 different seeds." in only(compare([tmp_path])).notes[-1]
+
+
+def test_relative_gain_has_an_interval_and_a_sentence(tmp_path: Path) -> None:
+    for task in ("gsm8k", "math"):
+        write_run(tmp_path, "zero-shot", marks(20), task=task)
+        for seed in range(3):
+            write_run(tmp_path, "joint", marks(40 + seed), task=task, seed=seed)
+    base, joint = overall(compare([tmp_path]))
+    assert (base.sentence, base.difference) == ("", None)
+    assert joint.relative_gain is not None
+    e = joint.relative_gain.estimate
+    assert e.mean == pytest.approx(41 / 20 - 1)
+    assert e.low is not None
+    assert 0 < e.low < e.mean
+    assert joint.sentence.startswith("Mean of 2 tasks: joint is better than zero-shot by 35.0 points (95% ")
+    assert " joint against zero-shot: relative gain +105.0% (95% " in joint.sentence
+    assert "not covered" not in joint.sentence
+
+
+def test_one_seed_on_one_task_is_said_of_the_mean(tmp_path: Path) -> None:
+    for task, seeds in (("gsm8k", 3), ("math", 1)):
+        write_run(tmp_path, "zero-shot", marks(20), task=task)
+        for seed in range(seeds):
+            write_run(tmp_path, "joint", marks(40 + seed), task=task, seed=seed)
+    assert " One seed: other seeds are not covered." in overall(compare([tmp_path]))[1].sentence
+
+
+def test_another_metric_is_compared_and_runs_without_it_stay_visible(tmp_path: Path) -> None:
+    for strategy, f1 in (("zero-shot", 0.25), ("joint", 0.75)):
+        folder = write_run(tmp_path, strategy, BASE)
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for k, each in enumerate(rows):
+            each["metrics"]["token_f1"] = f1 + k / 16
+        write_rows(folder / "predictions.jsonl", rows)
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["metrics"]["token_f1"] = f1 + 1.5 / 16
+        (folder / "summary.json").write_text(json.dumps(summary))
+    write_run(tmp_path, "lora-only", BASE)
+    group = only(compare([tmp_path], metric="token_f1"))
+    assert group.metric == "token_f1"
+    assert [r.status for r in group.rows] == ["done", "no-metric", "done"]
+    assert row(group, "lora-only").reason == "it has accuracy, not token_f1"
+    found = row(group, "joint").difference
+    assert found is not None
+    assert (found.estimate.mean, found.test, found.p) == (0.5, "sign-flip", 0.125)  # 2 of 16 sign patterns
+    assert score_range(row(group, "joint")) == (0.75 + 1.5 / 16,) * 2
+    assert row(only(compare([tmp_path])), "joint").sentence.startswith("joint scores the same as zero-shot on every")
+    with pytest.raises(
+        UsageError, match=r"No finished run has the metric 'f2'\. Give --metric one of: accuracy, token_f1"
+    ):
+        compare([tmp_path], metric="f2")

@@ -1,0 +1,102 @@
+"""Statistics in plain words: what a comparison shows, and what it does not. Knows nothing of tables or runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cotune.compare.crossed import Arm
+from cotune.compare.stats import Estimate, Finding
+
+
+def difference(ours: str, theirs: str, tested: Finding, shown: int) -> str:
+    """For example "joint is better than sequential by 3.1 points (95% 0.9 to 5.3)."
+
+    Without a star it says that no difference is shown, and which difference this design could have seen. `shown`: how
+    many differences Holm's correction was over.
+    """
+    mean = tested.estimate.mean
+    if tested.significant:
+        word = "better" if mean > 0 else "worse"
+        return _with_seeds(
+            f"{ours} is {word} than {theirs} by {points(abs(mean))} points{_interval(tested, mean)}", tested
+        )
+    if not mean and not tested.estimate.standard_error:
+        where = "every example" if tested.estimate.n > 1 else "the one example there is"
+        claim = f"{ours} scores the same as {theirs} on {where}: no difference shown"
+        return _with_seeds(claim + _seen(tested), tested)
+    return _with_seeds(f"{ours} against {theirs}: {_not_shown('difference', tested, shown)}", tested)
+
+
+def interaction(strategy: str, tested: Finding, shown: int) -> str:
+    """Whether prompt and weights together give more or less than the sum of what each gives alone."""
+    mean = tested.estimate.mean
+    if tested.significant:
+        word = "more" if mean > 0 else "less"
+        amount = f"{points(abs(mean))} points {word} than the sum of what each gains alone"
+        return _with_seeds(f"{strategy}: prompt and weights together gain {amount}{_interval(tested, mean)}", tested)
+    if not mean and not tested.estimate.standard_error:
+        return _with_seeds(f"{strategy}: no interaction of prompt and weights on any example", tested)
+    return _with_seeds(f"{strategy}: {_not_shown('interaction of prompt and weights', tested, shown)}", tested)
+
+
+def relative_gain(ours: str, theirs: str, tested: Finding) -> str:
+    """The gain relative to the baseline, averaged over tasks; it has no star: it is the difference in another unit."""
+    interval = _span(tested.estimate)
+    return f"{ours} against {theirs}: relative gain {100 * tested.estimate.mean:+z.1f}%" + (
+        f" (95% {interval})." if interval else " (no interval)."
+    )
+
+
+def uncovered(sides: Sequence[tuple[str, Arm]]) -> str:
+    """Which seeds the interval of a score (one side) or of a difference (two) does not cover; "" when it covers all."""
+    few = [(name, "one seed" if arm.seeds == 1 else "two seeds") for name, arm in sides if arm.blind]
+    counts = {count for _, count in few}
+    if not few:
+        return ""
+    if len(counts) == 1 and all(arm.blind or arm.constant for _, arm in sides):
+        return f"{counts.pop()}: other seeds are not covered"
+    return "; ".join(f"{name} has {count}: its other seeds are not covered" for name, count in few)
+
+
+def points(fraction: float) -> str:
+    return f"{100 * fraction:z.1f}"
+
+
+def p_value(p: float | None) -> str:
+    """Three decimals; a fourth where three could not tell the side of 0.05."""
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
+
+
+def _not_shown(what: str, tested: Finding, shown: int) -> str:
+    mean = tested.estimate.mean
+    span = _span(tested.estimate)
+    found = f"{100 * mean:+z.1f} points, " + (f"95% {span}" if span else "no interval: too few or too equal examples")
+    if tested.lost_to_holm:
+        alone = f"below 0.05 alone (p {p_value(tested.p)}), not among the {shown} shown (p {p_value(tested.p_holm)})"
+        return f"no {what} shown ({found}; {alone}){_seen(tested)}"
+    aside = "; the test and the interval, made apart, fall on two sides" if tested.estimate.excludes_zero else ""
+    return f"no {what} shown ({found}{aside}){_seen(tested)}"
+
+
+def _seen(tested: Finding) -> str:
+    return "" if tested.detectable is None else f"; this design could have seen {points(tested.detectable)} points"
+
+
+def _interval(tested: Finding, mean: float) -> str:
+    """Turned so that it reads along with an amount that is said without its sign."""
+    e = tested.estimate
+    if e.low is None or e.high is None:
+        return " (every example differs alike: no interval)"
+    low, high = (e.low, e.high) if mean > 0 else (-e.high, -e.low)
+    aside = "" if e.excludes_zero else "; the test and the interval, made apart, fall on two sides"
+    return f" (95% {points(low)} to {points(high)}{aside})"
+
+
+def _span(e: Estimate) -> str:
+    return "" if e.low is None or e.high is None else f"{points(e.low)} to {points(e.high)}"
+
+
+def _with_seeds(sentence: str, tested: Finding) -> str:
+    return f"{sentence}. {tested.uncovered[:1].upper()}{tested.uncovered[1:]}." if tested.uncovered else f"{sentence}."
