@@ -107,6 +107,33 @@ def logged_error(log: Path, start: int = 0) -> str:
     return next((line for line in reversed(lines) if _CAUSE.search(line)), "")
 
 
+class _CtrlC(BaseException):
+    """A KeyboardInterrupt under another name."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends what is inside: vLLM, waiting for its new process, drops a KeyboardInterrupt and waits on."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it kills, or is somebody else's
+        yield
+        return
+
+    def raise_it(*_: Any) -> None:
+        raise _CtrlC
+
+    try:
+        signal.signal(signal.SIGINT, raise_it)
+    except ValueError:  # not the main thread, which alone is interrupted
+        yield
+        return
+    try:
+        yield
+    except _CtrlC:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def output_to(log: Path) -> Iterator[None]:
     """Descriptors 1 and 2, which a new process inherits, lead to the end of `log`. (Ours do too, meanwhile.)"""
