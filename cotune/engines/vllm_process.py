@@ -6,6 +6,7 @@ the process lives on with all its memory. Knows nothing of models or adapters.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,56 @@ _CAUSE = re.compile(r"^[\w.]*(Error|Exception): |^Fatal Python error|^terminate 
 _SECONDS = 10.0  # for a process to end
 
 
-class Child:
-    """The process of one `vllm.LLM`, whose output goes to `log`."""
+class Guard:
+    """When ours ends, however that happens, ends the process that was started while it stood, ready or not."""
 
-    def __init__(self, llm: Any, log: Path) -> None:
+    def __init__(self) -> None:
+        # A shell that is told numbers, waits for the end of its input, which comes with ours, and ends that process.
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", 'while read -r line; do pid=$line; done; [ -n "$pid" ] && kill -9 "$pid"'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is not for it
+        )
+        self._before = {child.pid for child in multiprocessing.active_children()}
+        self._over = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        """Until there is a new process: tell the shell. (Who starts it tells nobody before it is ready.)"""
+        while not self._over.wait(0.05):
+            new = [child.pid for child in multiprocessing.active_children() if child.pid not in self._before]
+            if new:
+                assert self._shell.stdin is not None
+                with suppress(OSError, ValueError):  # it was left meanwhile
+                    self._shell.stdin.write(f"{new[0]}\n")
+                    self._shell.stdin.flush()
+                return
+
+    @property
+    def stands(self) -> bool:
+        return self._shell.poll() is None
+
+    def leave(self) -> None:
+        self._over.set()
+        self._shell.kill()
+        self._shell.wait()
+        if self._shell.stdin is not None:
+            self._shell.stdin.close()
+
+
+class Child:
+    """The process of one `vllm.LLM`, whose output goes to `log`. `guard` was there before it."""
+
+    def __init__(self, llm: Any, log: Path, guard: Guard) -> None:
         self.log = log
+        self.guard = guard
         self._core = llm.llm_engine.engine_core
         self._process = self._core.resources.engine_manager.processes[0]
         self._ending = False
         self._read = 0  # bytes of the log whose errors are dealt with
-        # A shell that waits for the end of its input, which comes with ours, and then ends the engine's process.
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", f"read -r _; kill -9 {self._process.pid}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is not for it
-        )
         threading.Thread(target=self._watch, daemon=True).start()
 
     @property
@@ -70,8 +104,7 @@ class Child:
         self._ending = True
         self._core.shutdown(timeout=_SECONDS)
         self._process.join(_SECONDS)
-        self._guard.kill()
-        self._guard.communicate()
+        self.guard.leave()
 
     def ending(self) -> tuple[str, str]:
         """How a dead process ended, and the error in its log ("" where there is none)."""
@@ -105,6 +138,33 @@ def logged_error(log: Path, start: int = 0) -> str:
     text = log.read_bytes()[start:].decode(errors="replace")
     lines = [_PREFIX.sub("", line).strip() for line in text.splitlines()]
     return next((line for line in reversed(lines) if _CAUSE.search(line)), "")
+
+
+class _CtrlC(BaseException):
+    """A KeyboardInterrupt under another name."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends what is inside: vLLM, waiting for its new process, drops a KeyboardInterrupt and waits on."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it kills, or is somebody else's
+        yield
+        return
+
+    def raise_it(*_: Any) -> None:
+        raise _CtrlC
+
+    try:
+        signal.signal(signal.SIGINT, raise_it)
+    except ValueError:  # not the main thread, which alone is interrupted
+        yield
+        return
+    try:
+        yield
+    except _CtrlC:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

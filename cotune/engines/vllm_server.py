@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import torch
 
-from cotune.engines.vllm_process import Child, logged_error, output_to
+from cotune.engines.vllm_process import Child, Guard, interruptible, logged_error, output_to
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors
@@ -185,19 +185,29 @@ class Server:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # torch does not survive a fork
         set_threads, threads = torch.set_num_threads, torch.get_num_threads()
         self._log.write_bytes(b"")
-        with warnings.catch_warnings(), self._explained(), output_to(self._log) if own else nullcontext():
+        with warnings.catch_warnings(), self._explained(), self._apart() if own else nullcontext() as guard:
             warnings.simplefilter("ignore")  # its own, of deprecated names
             from vllm import LLM, envs
 
             envs.disable_envs_cache()  # an earlier start may have frozen what is set above
             llm = LLM(**self._settings)
-        if own:
+        if guard is not None:
             atexit.unregister(self.stop)
             atexit.register(self.stop)  # before what vLLM has registered
-            self.child = Child(llm, self._log)
+            self.child = Child(llm, self._log, guard)
         self._llm = llm
         torch.set_num_threads = set_threads  # vLLM puts a function that does nothing in its place
         torch.set_num_threads(threads)
+
+    @contextmanager
+    def _apart(self) -> Iterator[Guard]:
+        guard = Guard()
+        try:
+            with interruptible(), output_to(self._log):
+                yield guard
+        except BaseException:
+            guard.leave()
+            raise
 
     def _add(self, adapter: LoraFactors) -> None:
         from vllm.lora.request import LoRARequest

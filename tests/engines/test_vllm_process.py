@@ -109,12 +109,12 @@ def test_stopping_returns_the_memory_and_one_of_two_is_there(
     assert said(engine) == said(reference)
     server = engine._running()
     assert server.child is not None
-    pid, guard = server.child.pid, server.child._guard
+    pid, guard = server.child.pid, server.child.guard
     folders = [Path(lora.lora_path) for lora in server.loaded.values()]
     held = resident_bytes([pid])
     engine.release()
     assert held > 200e6 and resident_bytes([pid]) == 0 and not alive(pid)
-    assert guard.poll() is not None  # nobody is left who would kill that number
+    assert not guard.stands  # nobody is left who would kill that number
     assert server.loaded == {} and not any(folder.exists() for folder in folders)
     assert said(engine) == said(reference)
     assert server.child is not None and server.child.pid != pid
@@ -139,17 +139,16 @@ def test_stopping_returns_the_memory_and_one_of_two_is_there(
 
 
 def test_the_process_ends_with_ours(tmp_path: Path) -> None:
-    """A stand-in for vLLM's process: kill -9 of its owner must reach it."""
+    """A stand-in for vLLM's process: kill -9 of its owner must reach it, while it starts too."""
     code = """
-import multiprocessing, os, pathlib, signal, sys, time, types
-from cotune.engines.vllm_process import Child
+import multiprocessing, os, signal, time
+from cotune.engines.vllm_process import Guard
 if __name__ == "__main__":
+    guard = Guard()
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(120,))
     process.start()
-    manager = types.SimpleNamespace(processes=[process])
-    core = types.SimpleNamespace(resources=types.SimpleNamespace(engine_manager=manager, engine_dead=False))
-    Child(types.SimpleNamespace(llm_engine=types.SimpleNamespace(engine_core=core)), pathlib.Path(os.devnull))
     print(process.pid, flush=True)
+    time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
 """
     (tmp_path / "owner.py").write_text(code)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from cotune.config import resolve
 from cotune.engines import vllm_server
 from cotune.engines.base import Request, Sampling
 from cotune.engines.vllm_engine import VllmEngine
-from cotune.engines.vllm_process import how_it_ended, logged_error, output_to
+from cotune.engines.vllm_process import how_it_ended, interruptible, logged_error, output_to
 from cotune.engines.vllm_server import Residence, Server, explanation
 from cotune.errors import CotuneError, UsageError
 from cotune.experiment import run
@@ -215,6 +217,17 @@ def test_what_a_new_process_prints_goes_to_the_log(tmp_path: Path, capfd: pytest
     os.system("echo after")
     assert log.read_text() == "before\nout\nerr\n"
     assert capfd.readouterr().out == "after\n"
+
+
+def test_ctrl_c_is_not_lost_in_a_start() -> None:
+    """vLLM drops the KeyboardInterrupt that comes while it waits for its new process."""
+    before = signal.getsignal(signal.SIGINT)
+    went_on = False
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        went_on = True
+    assert not went_on and signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
