@@ -128,7 +128,7 @@ class Variance:
         if ends[1] < _LEAST_P or ends[1] - ends[0] < 1e-9 * ends[1]:
             return ends[1]
         low, high = (math.log(max(end, _LEAST_P) / 2) for end in ends)
-        if self._half(math.exp(low)) < abs(mean):
+        if ends[0] < _LEAST_P and self._half(math.exp(low)) < abs(mean):
             return _LEAST_P
 
         def excess(log_tail: float) -> float:
