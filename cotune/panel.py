@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.panel import Panel
@@ -61,7 +61,7 @@ class RunPanel:
         lines = [_line(name, text) for name, text in _rows(view, inner, ascii, console)]
         elapsed = "" if view.standing.began is None else duration(max(0.0, view.now - view.standing.began))
         yield Panel(
-            Text("\n", overflow="ellipsis", no_wrap=True).join(lines),
+            Text("\n", overflow=_overflow(ascii), no_wrap=True).join(lines),
             title=_text(view.title, ascii, width - _EDGES - 4, "bold"),
             title_align="left",
             subtitle=_text(" · ".join(filter(None, [view.state, elapsed])), ascii, width - _EDGES - 4),
@@ -79,9 +79,9 @@ class RunsTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         ascii = options.ascii_only
         table = Table(box=None, padding=(0, 2, 0, 0), width=options.max_width)
-        table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("run", ratio=1, no_wrap=True, overflow=_overflow(ascii))
         for name, width in (("now", 22), ("score", 13), ("eta", 7)):
-            table.add_column(name, width=width, no_wrap=True, overflow="ellipsis")
+            table.add_column(name, width=width, no_wrap=True, overflow=_overflow(ascii))
         views = self._views()
         room = max(1, options.max_height - 3)
         for view in views[:room]:
@@ -97,6 +97,10 @@ class RunsTable:
         yield table
         if len(views) > room:
             yield Text(f"and {len(views) - room} more")
+
+
+def _overflow(ascii: bool) -> Literal["crop", "ellipsis"]:
+    return "crop" if ascii else "ellipsis"  # rich's ellipsis is one character, and not ASCII
 
 
 def _line(name: str, text: Text) -> Text:
@@ -123,6 +127,8 @@ def _rows(view: View, width: int, ascii: bool, console: Console) -> list[tuple[s
         if series.values:
             rows.append((name, _series(series, form, width, ascii)))
     rows += [("budget", _budget(now, unit, limit, width, ascii)) for unit, limit in now.limits.items()]
+    if not now.limits and "tokens" in now.spent:
+        rows.append(("budget", Text(f"{now.spent['tokens']:,.0f} tokens, no limit")))
     if now.warnings:
         more = f"({now.warned} notes) " if now.warned > 1 else ""
         rows.append(("note", _text(more + now.warnings[-1], ascii, width, "yellow")))
@@ -136,7 +142,7 @@ def _work(view: View, width: int, ascii: bool) -> Text:
         return Text("-")
     label = _text(now.label, ascii, 12)
     label.pad_right(max(0, 12 - label.cell_len))
-    digits = 2 * len(f"{now.of}") + 1
+    digits = max(9, 2 * len(f"{now.of}") + 1)
     left = _eta(view)
     ending = f"  {left} left" if left else "  done" if now.done == now.of else ""
     bar = _bar(now.done / now.of if now.of else 1.0, width - 12 - digits - 2 - 14, ascii)
@@ -179,18 +185,16 @@ def _budget(now: Standing, unit: str, limit: float, width: int, ascii: bool) -> 
 
 
 def _prompt(prompt: str, width: int, ascii: bool, console: Console) -> list[Text]:
-    """At most `PROMPT_LINES` lines of it."""
+    """`PROMPT_LINES` lines of it, so that a longer prompt moves nothing."""
     words = _text(" ".join(prompt.split()), ascii)  # line breaks say little here, and would be shown as escapes
-    if not words.plain:
-        return [Text("(empty)")]
-    lines = list(words.wrap(console, max(1, width), overflow="fold"))
+    lines = list(words.wrap(console, max(1, width), overflow="fold", no_wrap=False))
     if len(lines) > PROMPT_LINES:
         lines = lines[:PROMPT_LINES]
         more = "..." if ascii else "…"
         lines[-1].rstrip()
         lines[-1].truncate(max(1, width - len(more)), overflow="crop")
         lines[-1].append(more)
-    return lines
+    return lines + [Text()] * (PROMPT_LINES - len(lines))
 
 
 def _text(text: str, ascii: bool, width: int | None = None, style: str = "") -> Text:
@@ -198,7 +202,7 @@ def _text(text: str, ascii: bool, width: int | None = None, style: str = "") -> 
     line = clean(text)
     if ascii:
         line = line.replace("·", "-").encode("ascii", "backslashreplace").decode("ascii")
-    done = Text(line, style=style, overflow="ellipsis", no_wrap=True)
+    done = Text(line, style=style, overflow=_overflow(ascii), no_wrap=True)
     if width is not None and done.cell_len > width:
         more = "..." if ascii else "…"
         done.truncate(max(1, width - len(more)), overflow="crop")

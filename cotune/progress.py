@@ -110,6 +110,7 @@ def _live(config: Mapping[str, Any]) -> Iterator[Listener]:
             nonlocal now
             now = folded(now, {"kind": event.kind, "time": time.time(), **event.data})
             if event.kind not in _FREQUENT:
-                live.console.print(Text(describe(event)), soft_wrap=True)
+                whole = "message" in event.data  # its fix is at the end
+                live.console.print(Text(describe(event)), no_wrap=not whole, overflow=None if whole else "ellipsis")
 
         yield listen
