@@ -25,12 +25,16 @@ _EDGES = 4  # columns of the panel's sides
 
 @dataclass(frozen=True)
 class View:
-    """One run at `now` (seconds since the epoch). `state` is running, interrupted or what its summary says."""
+    """One run at `now` (seconds since the epoch). `state` is running, interrupted or what its summary says.
+
+    `final` is the score in [0, 1] of a run that is done.
+    """
 
     title: str
     state: str
     standing: Standing
     now: float
+    final: float | None = None
 
 
 def title_of(config: Mapping[str, Any], name: str = "") -> str:
@@ -87,11 +91,11 @@ class RunsTable:
         for view in views[:room]:
             standing, running = view.standing, view.state == "running"
             work = " ".join(filter(None, [standing.label or standing.stage or "starting", _count(standing)]))
-            score = standing.score
+            score = f"{standing.score.mean:.1%} of {standing.score.n}" if standing.score and running else ""
             table.add_row(
                 _text(view.title, ascii),
                 _text(work if running else view.state, ascii),
-                f"{100 * score.mean:.1f}% of {score.n}" if score else "",
+                score if view.final is None else f"{view.final:.1%}",
                 _eta(view) if running else "",
             )
         yield table

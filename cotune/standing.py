@@ -95,7 +95,7 @@ class Standing:
 def standing(config: Mapping[str, Any]) -> Standing:
     """Before the first event. `config` is that of config.json; of it the budget matters here."""
     budget = config.get("budget")
-    limits = {unit: _number(budget.get(unit)) for unit in UNITS} if isinstance(budget, Mapping) else {}
+    limits = {unit: number(budget.get(unit)) for unit in UNITS} if isinstance(budget, Mapping) else {}
     return Standing({unit: limit for unit, limit in limits.items() if limit is not None})
 
 
@@ -105,7 +105,7 @@ def folded(before: Standing, row: object) -> Standing:
         return before
     kind, stage = row.get("kind"), _text(row.get("stage")) or ""
     now = replace(before, spent={**before.spent, **_spent(row)})
-    time = _number(row.get("time"))
+    time = number(row.get("time"))
     if now.began is None and time is not None:
         now = replace(now, began=time)
     if stage and stage != now.stage:  # what was being done there is over
@@ -114,14 +114,14 @@ def folded(before: Standing, row: object) -> Standing:
         return _progress(now, row, time)
     if kind in ("warning", "budget"):
         return _warning(now, row)
-    if kind == "step" and (loss := _number(row.get("loss"))) is not None:
+    if kind == "step" and (loss := number(row.get("loss"))) is not None:
         return replace(now, losses=now.losses.then(stage, loss))
     if kind == "candidate" or (kind == "chosen" and "text" in row):
         now = _prompt(now, row, stage)
-    reward = _number(row.get({"candidate": "score", "rollouts": "mean_score"}.get(str(kind), "")))
+    reward = number(row.get({"candidate": "score", "rollouts": "mean_score"}.get(str(kind), "")))
     if reward is not None and row.get("dropped") is not True:
         return replace(now, rewards=now.rewards.then(stage, reward))
-    val = _number(row.get("val_score"))
+    val = number(row.get("val_score"))
     if val is not None and kind != "chosen":  # which repeats one of them
         return replace(now, val_scores=now.val_scores.then(stage, val))
     return now
@@ -135,8 +135,8 @@ def _progress(now: Standing, row: Mapping[str, Any], time: float | None) -> Stan
     points = now.points if goes_on else ()
     if time is not None:
         points = (*points, (time, done))[-_POINTS:]
-    rate = _number(row.get("rate")) or _rate(points)
-    mean, score = _number(row.get("score")), now.score
+    rate = number(row.get("rate")) or _rate(points)
+    mean, score = number(row.get("score")), now.score
     if mean is not None and 0 <= mean <= 1 and done:
         score = Score(f"{now.stage} {label}".strip(), mean, done, of)
     return replace(now, label=label, done=done, of=of, at=time, rate=rate, points=points, score=score)
@@ -158,7 +158,7 @@ def _warning(now: Standing, row: Mapping[str, Any]) -> Standing:
 
 def _prompt(now: Standing, row: Mapping[str, Any], stage: str) -> Standing:
     """Candidates compete within their stage, as in the search; the one that is chosen stands."""
-    text, score = _text(row.get("text")), _number(row.get("score"))
+    text, score = _text(row.get("text")), number(row.get("score"))
     if text is None or score is None or row.get("dropped") is True:
         return now
     best = now.best
@@ -167,7 +167,7 @@ def _prompt(now: Standing, row: Mapping[str, Any], stage: str) -> Standing:
 
 
 def _spent(row: Mapping[str, Any]) -> dict[str, float]:
-    found = {unit: _number(row.get(f"tuning_{unit}")) for unit in UNITS}
+    found = {unit: number(row.get(f"tuning_{unit}")) for unit in UNITS}
     return {unit: value for unit, value in found.items() if value is not None}
 
 
@@ -179,7 +179,7 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST else None
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     """A finite number of a reasonable size, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

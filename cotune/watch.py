@@ -19,11 +19,11 @@ from cotune.panel import RunPanel, RunsTable, View, duration, title_of
 from cotune.progress import describe, plain
 from cotune.progress_file import read as read_progress
 from cotune.record import FINAL, being_worked_on, read_json, run_folders
-from cotune.standing import Standing, folded, report, standing
+from cotune.standing import Standing, folded, number, report, standing
 from cotune.values import Event
 from cotune.wording import summary_lines
 
-RUNNING, INTERRUPTED = "running", "interrupted"
+RUNNING, INTERRUPTED, GONE = "running", "interrupted", "gone"
 GRACE_S = 5.0  # between two runs of a study nobody holds a lock for a moment
 
 
@@ -45,9 +45,8 @@ class Followed:
 
         What is torn or damaged is passed over.
         """
-        if not self.config:
-            self.config = _mapping(self.folder / "config.json")
-            self.standing = standing(self.config)
+        if not self.config and (config := _mapping(self.folder / "config.json")):
+            self.config, self.standing = config, standing(config)
         # In this order: a run that ends in between has its summary by the time that its lock is free.
         busy = being_worked_on(self.folder)
         rows = self._events()
@@ -59,16 +58,19 @@ class Followed:
             self.standing = folded(self.standing, row)
         if began is not None:  # of the process at work, where events may be of one that was interrupted
             self.standing = replace(self.standing, began=began)
-        self._judge(busy)
+        self.judge(busy)
         return rows
 
-    def _judge(self, busy: bool) -> None:
+    def judge(self, busy: bool) -> None:
+        """Set `state` and `summary`; `busy` is whether somebody holds the lock."""
         self.summary = _mapping(self.folder / "summary.json")
         status = str(self.summary.get("status") or "")
         if status in FINAL or (status and not busy):
             self.state = status
-        else:  # a failed run that somebody is at again is running
-            self.state = RUNNING if busy else INTERRUPTED
+        elif busy:  # also one that failed, when somebody is at it again
+            self.state = RUNNING
+        else:
+            self.state = INTERRUPTED if self.folder.is_dir() else GONE
 
     def _events(self) -> list[dict[str, Any]]:
         path = self.folder / "events.jsonl"
@@ -85,12 +87,17 @@ class Followed:
 
     def view(self, now: float) -> View:
         """What a renderer needs."""
-        return View(title_of(self.config, self.name), self.state, self.standing, now)
+        final = None
+        if self.state == "done" and (score := number(self.summary.get("score"))) is not None:
+            final = score
+        return View(title_of(self.config, self.name), self.state, self.standing, now, final)
 
     def ending(self) -> str:
         """One clean sentence on a run that nobody is at."""
         if self.state == INTERRUPTED:
             return clean(f"{self.name}: interrupted; the same command continues it.")
+        if self.state == GONE:
+            return clean(f"{self.name}: its folder was removed.")
         if self.state == "done":
             try:
                 return clean(f"{self.name}: done, {summary_lines(self.summary)[0].strip()}")
@@ -136,29 +143,26 @@ class Watch:
     def look(self) -> list[tuple[Followed, dict[str, Any]]]:
         """Read what is new in all of them; returns the new events."""
         news = []
+        first = not self._known
         try:
-            folders = run_folders([self.path])
+            found = run_folders([self.path])
         except UsageError:
-            if self.runs:  # it was there: what was seen stands
-                return []
-            raise
-        for folder in folders:
-            if folder not in self._known:
-                followed = self._known[folder] = Followed(folder)
-                begun = followed.look()
-                if followed.state not in (RUNNING, INTERRUPTED) and not self.single:
-                    continue  # it had ended before
-                self.runs.append(followed)
-                news += [(followed, row) for row in begun] if self._alive_at > 0 else []
-            else:
-                followed = self._known[folder]
-                news += [(followed, row) for row in followed.look()]
-                if followed.state == RUNNING and followed not in self.runs:
-                    self.runs.append(followed)
+            if first:
+                raise
+            found = []  # removed: what was seen stands
+        for folder in dict.fromkeys([*self._known, *found]):
+            run = self._known.setdefault(folder, Followed(folder))
+            if run.state in FINAL and not self.single:
+                continue  # nothing will happen there any more, and there may be hundreds
+            run.judge(being_worked_on(folder))
+            if run not in self.runs and (self.single or run.state in (RUNNING, INTERRUPTED)):
+                self.runs.append(run)
+            if run in self.runs:
+                news += [(run, row) for row in run.look()]
         self.runs.sort(key=lambda run: (run.state != RUNNING, -(run.standing.began or 0.0)))
         if self.running:
             self._alive_at = self.clock()
-        return news
+        return [] if first else news
 
     @property
     def running(self) -> list[Followed]:
@@ -201,23 +205,29 @@ class Watch:
 
 
 def follow_plain(watch: Watch, interval: float, write: Callable[[str], object]) -> None:
-    """The present state, then a line for each event worth one, until it is over."""
+    """The present state, then a line for each event worth one, until it is over or `write` says False: nobody reads."""
+    heard = True
+
+    def say(line: str) -> None:
+        nonlocal heard
+        heard = heard and write(line) is not False
+
     for line in watch.lines():
-        write(line)
+        say(line)
     ended = {run.name for run in watch.runs if run.state != RUNNING}
     tellers: dict[str, Callable[[Event], None]] = {}
-    while not watch.over:
+    while heard and not watch.over:
         time.sleep(interval)
         for run, row in watch.look():
             prefix = "" if watch.single else f"{clean(run.name)}: "
-            tell = tellers.setdefault(run.name, plain(prefix, write=write))
+            tell = tellers.setdefault(run.name, plain(prefix, write=say))
             tell(_event(row))
         for run in watch.runs:
             if run.state == RUNNING:
                 ended.discard(run.name)
             elif run.name not in ended:
                 ended.add(run.name)
-                write(run.ending())
+                say(run.ending())
 
 
 def follow_live(watch: Watch, interval: float) -> None:
@@ -237,10 +247,9 @@ def follow_live(watch: Watch, interval: float) -> None:
 
 def _line(run: Followed, now: float) -> str:
     known = run.standing
-    progress = {"kind": "progress", "stage": known.stage, "label": known.label or "starting"}
-    if known.done is not None:
-        progress |= {"done": known.done, "of": known.of}
-    parts = [f"{run.name}: running  {describe(_event(progress))}"]
+    work = {"stage": known.stage, "label": known.label or "starting"}
+    count = {} if known.done is None else {"done": known.done, "of": known.of}
+    parts = [f"{run.name}: running  {describe(Event('progress', work | count))}"]
     if known.score:
         low, high = known.score.interval
         parts.append(f"score {100 * known.score.mean:.1f}% ({100 * low:.1f} to {100 * high:.1f}) on {known.score.n}")
@@ -263,8 +272,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _time(row: Mapping[str, Any]) -> float:
-    time = row.get("time")
-    return float(time) if isinstance(time, int | float) and abs(time) < 1e100 else 0.0
+    return number(row.get("time")) or 0.0
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:

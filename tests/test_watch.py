@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 from reference.run_folders import write_rows, write_run
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from cotune.cli import app
 from cotune.progress_file import ProgressFile, read
 from cotune.record import being_worked_on
 from cotune.values import Event
-from cotune.watch import Followed
+from cotune.watch import GRACE_S, Followed, Watch
 
 EVENTS: list[dict[str, Any]] = [
     {"i": 0, "time": 100.0, "kind": "start", "strategy": "prompt-only", "tuning_tokens": 0},
@@ -87,7 +90,7 @@ def test_a_place_that_cannot_be_written_is_not_the_runs_problem(tmp_path: Path) 
     file(progress(1))
     assert read(tmp_path) == (None, None)
     (tmp_path / "full").mkdir()
-    os.symlink("/dev/full", tmp_path / "full" / "work")  # neither is a device
+    (tmp_path / "full" / "work").symlink_to("/dev/full")  # neither is a device
     ProgressFile(tmp_path / "full")(progress(1))
 
 
@@ -115,8 +118,9 @@ def test_once_as_json(going_on: Path) -> None:
         result = watch(going_on, "--once", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     (run,) = json.loads(result.stdout)["runs"]
-    assert {"run": "one", "status": "running", "strategy": "prompt-only", "stage": "tune", "label": "search", "done": 20,
-            "of": 40, "losses": [], "rewards": [0.5], "result": None, "reason": None}.items() <= run.items()  # fmt: skip
+    assert {"run": "one", "status": "running", "strategy": "prompt-only", "result": None, "reason": None,
+            "stage": "tune", "label": "search", "done": 20, "of": 40, "losses": [], "rewards": [0.5],
+            }.items() <= run.items()  # fmt: skip
     assert run["score"]["n"] == 20
     assert run["budget"] == {"tokens": {"used": 70.0, "limit": 1000.0}}
     assert run["best_prompt"]["text"] == "\x1b[2JThink."  # JSON escapes it
@@ -201,6 +205,52 @@ def test_plain_lines_until_the_run_ends(going_on: Path) -> None:
         rest, errors = watching.communicate(timeout=60)
     assert (rest, errors) == ("one: no-data, No accepted rollouts.\n", "")
     assert watching.returncode == 0
+
+
+def test_watching_ends_when_the_folder_is_removed_or_nobody_reads(going_on: Path, tmp_path: Path) -> None:
+    with FileLock(going_on / ".lock"):
+        watching = started(going_on, "--interval", "0.1")
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        assert watching.stderr is not None
+        watching.stdout.close()
+        watching.stderr.close()
+        event = {"kind": "round", "time": 400.0, "stage": "tune"}
+        write_rows(going_on / "events.jsonl", [*EVENTS, event, event])
+        assert watching.wait(timeout=60) == 0
+        watching = started(going_on, "--interval", "0.1")
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        shutil.rmtree(going_on)  # as a run does that could not begin
+        rest, errors = watching.communicate(timeout=60)
+    assert (rest, errors, watching.returncode) == ("one: its folder was removed.\n", "", 1)
+
+
+def test_runs_of_a_study_come_and_go(tmp_path: Path) -> None:
+    one = write_run(tmp_path, "joint", status=None, name="one")
+    now = 1000.0
+    with FileLock(one / ".lock"):
+        watching = Watch(tmp_path, clock=lambda: now)
+        assert [run.name for run in watching.running] == ["one"]
+    (one / "summary.json").write_text('{"status": "done", "score": 0.5, "n": 2}')
+    watching.look()
+    assert (watching.running, watching.over) == ([], False)  # the next one may be about to begin
+    two = write_run(tmp_path, "lora-only", status=None, name="two")
+    with FileLock(two / ".lock"):
+        watching.look()
+        assert [(run.name, run.state) for run in watching.runs] == [("two", "running"), ("one", "done")]
+        console = Console(width=80, record=True, file=StringIO())
+        console.print(watching.picture())
+        assert [line.split() for line in console.export_text().splitlines()[1:]] == [
+            ["two", "starting"], ["one", "done", "50.0%"]]  # fmt: skip
+    watching.look()
+    now += GRACE_S
+    assert watching.over
+    assert watching.endings() == [
+        "two: interrupted; the same command continues it.",
+        "one: done, but its summary.json is damaged.",
+    ]
+    assert watching.code == 1
 
 
 def test_ctrl_c_leaves_the_run_alone(going_on: Path) -> None:
