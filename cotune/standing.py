@@ -86,10 +86,14 @@ class Standing:
     warned: int = 0
 
     def eta(self, now: float) -> float | None:
-        """Seconds until the piece of work at hand (not the run) is done, at its present rate."""
+        """Seconds until the piece of work at hand (not the run) is done, at its present rate.
+
+        Between two batches it counts down, but no further than to the end of one like the last: the rest is to come.
+        """
         if self.done is None or self.of is None or self.at is None or not self.rate:
             return None
-        return max(0.0, (self.of - self.done) / self.rate - max(0.0, now - self.at))
+        left, batch = self.of - self.done, self.points[-1][1] - self.points[-2][1] if len(self.points) > 1 else 0
+        return max(left / self.rate - max(0.0, now - self.at), (left - batch) / self.rate, 0.0)
 
 
 def standing(config: Mapping[str, Any]) -> Standing:
@@ -122,7 +126,7 @@ def folded(before: Standing, row: object) -> Standing:
     if reward is not None and row.get("dropped") is not True:
         return replace(now, rewards=now.rewards.then(stage, reward))
     val = number(row.get("val_score"))
-    if val is not None and kind != "chosen":  # which repeats one of them
+    if val is not None and kind not in ("chosen", "stage-result"):  # which repeat one of them
         return replace(now, val_scores=now.val_scores.then(stage, val))
     return now
 
