@@ -15,6 +15,7 @@ from typing import Any
 
 from cotune.compare.escape import clean
 from cotune.errors import UsageError
+from cotune.output import emit
 from cotune.panel import RunPanel, RunsTable, View, duration, title_of
 from cotune.progress import describe, plain
 from cotune.progress_file import read as read_progress
@@ -108,7 +109,14 @@ class Followed:
 
     def json(self, now: float) -> dict[str, Any]:
         """One entry of `--json`."""
-        summary = {key: self.summary.get(key) for key in ("headline", "score", "n")} if self.state == "done" else None
+        result: dict[str, Any] | None = None
+        if self.state == "done":
+            n = self.summary.get("n")
+            result = {
+                "headline": str(self.summary.get("headline")),
+                "score": number(self.summary.get("score")),
+                "n": n if isinstance(n, int) else None,
+            }
         return {
             "run": self.name,
             "folder": str(self.folder),
@@ -116,7 +124,7 @@ class Followed:
             "reason": self.summary.get("reason") or None if self.state != RUNNING else None,
             **{key: self.config.get(key) for key in ("strategy", "model", "task", "seed")},
             **report(self.standing, now),
-            "result": summary,
+            "result": result,
         }
 
     @property
@@ -143,6 +151,7 @@ class Watch:
     def look(self) -> list[tuple[Followed, dict[str, Any]]]:
         """Read what is new in all of them; returns the new events."""
         news = []
+        runs = list(self.runs)  # the terminal is redrawn from another thread, so the list is replaced as a whole
         first = not self._known
         try:
             found = run_folders([self.path])
@@ -155,11 +164,11 @@ class Watch:
             if run.state in FINAL and not self.single:
                 continue  # nothing will happen there any more, and there may be hundreds
             run.judge(being_worked_on(folder))
-            if run not in self.runs and (self.single or run.state in (RUNNING, INTERRUPTED)):
-                self.runs.append(run)
-            if run in self.runs:
+            if run not in runs and (self.single or run.state in (RUNNING, INTERRUPTED)):
+                runs.append(run)
+            if run in runs:
                 news += [(run, row) for row in run.look()]
-        self.runs.sort(key=lambda run: (run.state != RUNNING, -(run.standing.began or 0.0)))
+        self.runs = sorted(runs, key=lambda run: (run.state != RUNNING, -(run.standing.began or 0.0)))
         if self.running:
             self._alive_at = self.clock()
         return [] if first else news
@@ -242,7 +251,7 @@ def follow_live(watch: Watch, interval: float) -> None:
                 time.sleep(interval)
                 watch.look()
     for line in watch.endings():
-        console.out(line, highlight=False)
+        emit(line)
 
 
 def _line(run: Followed, now: float) -> str:

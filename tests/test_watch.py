@@ -130,7 +130,7 @@ def test_once_as_json(going_on: Path) -> None:
 def test_once_in_words(going_on: Path) -> None:
     with FileLock(going_on / ".lock"):
         result = watch(going_on, "--once")
-    assert result.stdout == "one: running  tune  search  20/40  score 50.0% (29.9 to 70.1) on 20\n"
+    assert result.stdout == "one: running  tune  search  20/40  score 50.0% (29.9 to 70.1) on 20  0:04 left\n"
     assert result.exit_code == 0
 
 
@@ -144,6 +144,9 @@ def test_each_other_state_is_one_sentence(going_on: Path, tmp_path: Path) -> Non
     result = watch(done)
     assert result.stdout == "good: done, accuracy 50.0% (95% interval 9.5 to 90.5, n = 2): 1 correct, 1 wrong\n"
     assert result.exit_code == 0
+    (run,) = json.loads(watch(done, "--once", "--json").stdout)["runs"]
+    assert (run["status"], run["result"]) == ("done", {"headline": "accuracy", "score": 0.5, "n": 2})
+    assert '"n": 2\n' in watch(done, "--once", "--json").stdout  # a whole number
     nothing = watch(tmp_path / "none")
     assert (nothing.exit_code, nothing.stdout) == (2, "")
     assert "There is no folder" in nothing.stderr
