@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _SECONDS = ("seconds", "adapter_seconds")
 
+Each = Callable[[Sequence[int], Sequence[list[Completion]]], Mapping[str, Any]]
+"""Sees each finished batch of `Bench.generate`: positions and completions -> plain JSON for the progress display."""
+
 
 class Store(Protocol):
     """Where a bench keeps what must survive a kill."""
@@ -96,6 +99,16 @@ class Bench:
         tuning = {"tuning_tokens": self.ledger.tuning.tokens}
         self.listen(Event(kind, ({"stage": self.stage} if self.stage else {}) | data | tuning))
 
+    def progress(self, label: str, done: int, of: int, **data: Any) -> None:
+        """Report how far a piece of work is, with what tuning has spent; shown live, never kept in events.jsonl.
+
+        Its seconds differ from run to run, which is why they are in no other event.
+        """
+        spent = self.ledger.tuning
+        tuning = {"tuning_tokens": spent.tokens, "tuning_flops": spent.flops, "tuning_seconds": spent.seconds}
+        what = {"stage": self.stage, "label": label, "done": done, "of": of}
+        self.listen(Event("progress", what | data | tuning))
+
     def seed_for(self, *names: Any) -> int:
         """A 63-bit seed that depends on the run's seed, the stage and `names` alone, never on order of calls."""
         return int(digest([self.seed, self.stage, *names]), 16) >> 1
@@ -131,12 +144,15 @@ class Bench:
         version: str = "",
         part: Part = "answers",
         label: str = "",
+        each: Each | None = None,
     ) -> list[list[Completion]]:
         """`sampling.n` completions per request, in order, batch by batch through journal and ledger.
 
         `base` and `engine` are given together for another model than the base model, with a `version` that
         changes whenever that model's weights do (it is part of the journal's key). `part` is what the work is booked
-        as, `label` names it for the progress display. Pending adapters are made for each batch when it runs, and their
+        as, `label` names it for the progress display. `each` is called after each batch, in the order in which they
+        finish, with the positions of its requests and their completions; what it returns is shown with the progress.
+        Pending adapters are made for each batch when it runs, and their
         seconds booked as those of adapters.
         Raises BudgetExhausted before the first batch that the budget could not pay in full.
         """
@@ -146,11 +162,13 @@ class Bench:
         done = 0
         for batch in batches:
             chosen = [requests[i] for i in batch]
-            for i, completions in zip(batch, self._batch(chosen, sampling, base, engine, version, part), strict=True):
+            made = self._batch(chosen, sampling, base, engine, version, part)
+            for i, completions in zip(batch, made, strict=True):
                 results[i] = completions
             done += len(batch)
+            so_far = each(batch, made) if each else {}
             if label:
-                self.listen(Event("progress", {"stage": self.stage, "label": label, "done": done, "of": len(requests)}))
+                self.progress(label, done, len(requests), **so_far)
         return results
 
     def _batch(

@@ -119,6 +119,7 @@ def main(
 app.command()(run.run)
 app.command()(report.compare)
 app.command()(report.show)
+app.command()(report.watch)
 app.command("list")(report.list_)
 app.command()(report.doctor)
 app.add_typer(data.group, name="data")

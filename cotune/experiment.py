@@ -32,6 +32,7 @@ from cotune.models.base import BaseModel, load
 from cotune.models.black_box import BlackBox
 from cotune.openai_client import ChatClient
 from cotune.plugins import resolve
+from cotune.progress_file import ProgressFile
 from cotune.record import RunFolder, environment, read_rows
 from cotune.serving import per_example
 from cotune.strategies import STRATEGIES
@@ -190,8 +191,11 @@ def run(
         if (summary := folder.summary) is not None:
             return RunResult(path, summary)
 
+        leave = ProgressFile(path)
+
         def record(event: Event) -> None:
             folder.event(event)
+            leave(event)
             listen(event)
 
         started = _now()

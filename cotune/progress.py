@@ -1,4 +1,4 @@
-"""What a run is doing, on stderr: a live bar on a terminal, plain lines with no control codes elsewhere.
+"""What a run is doing, on stderr: a live panel on a terminal, plain lines with no control codes elsewhere.
 
 A listener of Events. It never touches stdout, and never the run: a closed stderr is not the run's problem.
 """
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cotune.compare.escape import clean, short
+from cotune.standing import folded, standing
 from cotune.values import Event
 
 Listener = Callable[[Event], None]
@@ -23,21 +24,24 @@ _LINE = 160
 
 
 @contextmanager
-def listener(quiet: bool = False, prefix: str = "") -> Iterator[Listener]:
-    """The right listener for this stderr. `quiet` keeps only warnings. `prefix` starts every plain line."""
+def listener(quiet: bool = False, prefix: str = "", config: Mapping[str, Any] | None = None) -> Iterator[Listener]:
+    """The right listener for this stderr. `quiet` keeps only warnings. `prefix` starts every plain line.
+
+    `config` is the run's, as in config.json: its title and its budget.
+    """
     if quiet:
         yield _only_warnings(prefix)
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _live() as listen:
+        with _live(config or {}) as listen:
             yield listen
     else:
-        yield _plain(prefix)
+        yield plain(prefix)
 
 
 def describe(event: Event) -> str:
     """One clean line for any event: its stage, its kind and its plain values."""
     data: Mapping[str, Any] = event.data
-    apart = ("stage", "label", "done", "of", "message", "text", "tuning_tokens")
+    apart = ("stage", "label", "done", "of", "message", "text", "tuning_tokens", "tuning_flops", "tuning_seconds")
     shown = {k: v for k, v in data.items() if k not in apart and v not in (None, {}, "")}
     parts = [str(data.get("stage") or ""), str(data.get("label") or event.kind)]
     if "done" in data:
@@ -69,7 +73,10 @@ def _only_warnings(prefix: str) -> Listener:
     return listen
 
 
-def _plain(prefix: str, clock: Callable[[], float] = time.monotonic) -> Listener:
+def plain(
+    prefix: str, clock: Callable[[], float] = time.monotonic, write: Callable[[str], object] = _write
+) -> Listener:
+    """A line for each event, but of those that come many times a second only one in SECONDS_BETWEEN_LINES."""
     last = -SECONDS_BETWEEN_LINES
 
     def listen(event: Event) -> None:
@@ -79,36 +86,31 @@ def _plain(prefix: str, clock: Callable[[], float] = time.monotonic) -> Listener
             return
         if event.kind in _FREQUENT:
             last = clock()
-        _write(prefix + describe(event))
+        write(prefix + describe(event))
 
     return listen
 
 
 @contextmanager
-def _live() -> Iterator[Listener]:
+def _live(config: Mapping[str, Any]) -> Iterator[Listener]:
+    """The panel stays below; what is worth a line scrolls by above it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.live import Live
     from rich.text import Text
 
+    from cotune.panel import RunPanel, View, title_of
+
+    now = folded(standing(config), {"time": time.time()})
+    title = title_of(config)
     console = Console(stderr=True, highlight=False, emoji=False)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        work = bar.add_task("starting", total=None)
+    panel = RunPanel(lambda: View(title, "running", now, time.time()))
+    with Live(panel, console=console, transient=True, refresh_per_second=4) as live:
 
         def listen(event: Event) -> None:
-            data = event.data
-            if event.kind == "progress":
-                what = short(" ".join(filter(None, (data.get("stage"), data.get("label")))), 40)
-                bar.update(work, description=what, completed=data["done"], total=data["of"])
-            elif event.kind == "step":
-                bar.update(work, description=short(describe(event), 60))
-            else:
-                bar.console.print(Text(describe(event)))
+            nonlocal now
+            now = folded(now, {"kind": event.kind, "time": time.time(), **event.data})
+            if event.kind not in _FREQUENT:
+                whole = "message" in event.data  # its fix is at the end
+                live.console.print(Text(describe(event)), no_wrap=not whole, overflow=None if whole else "ellipsis")
 
         yield listen

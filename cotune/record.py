@@ -1,7 +1,7 @@
 """The run folder: what a run leaves behind, and what lets an interrupted one go on.
 
     config.json  environment.json  data.json  events.jsonl  predictions.jsonl  crossed.jsonl  tuned/  summary.json
-    work/        journal of generations and checkpoints, removed when the run is done
+    work/        journal of generations, checkpoints, progress.json; removed when the run is done
     .lock        held while a process works here
 
 and beside it, for all run folders of one place, measured.jsonl: which config has measured test (or val) how often.
@@ -13,6 +13,7 @@ line by line (a torn last line is dropped on reading) or replaced atomically. Kn
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -103,7 +104,7 @@ class RunFolder:
         folder = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / ".lock", timeout=0)
+            lock = FileLock(path / ".lock", timeout=0.5)  # `being_worked_on` may hold it for a moment
             lock.acquire()
         except Timeout:
             raise RunLocked(f"Another process is working on {path}. Wait for it, or choose another --name.") from None
@@ -235,6 +236,18 @@ class RunFolder:
         self.write_json("summary.json", summary)
         if summary["status"] in FINAL:
             shutil.rmtree(self._work, ignore_errors=True)
+
+
+def being_worked_on(path: Path) -> bool:
+    """Whether a process holds the lock of this run folder. Writes nothing, so works in a read-only place too."""
+    try:
+        with (path / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed, at once
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or locks do not work here: then nobody could have taken it
+        return False
+    return False
 
 
 def _identity(row: Mapping[str, Any]) -> str:

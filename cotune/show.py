@@ -6,7 +6,6 @@ Reads the folder and nothing else; no model, no torch. A file that is damaged is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from cotune.config import resolve
 from cotune.diagnosis import warnings
 from cotune.errors import CotuneError, UsageError
 from cotune.record import read_json, read_rows, run_folders
+from cotune.sparkline import sparkline
 from cotune.wording import summary_lines
 
 EXAMPLES = 10
-_BARS = "▁▂▃▄▅▆▇█"
-_WIDTH = 60
 # What makes a curve: these numbers, and whatever ends in "loss", of any kind of event.
 _CURVES = {
     *("score", "val_score", "best", "mean_score", "spread", "diversity", "mean_tokens"),
@@ -100,15 +98,6 @@ def curves(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for (stage, kind, key), values in found.items()
         if len(values) > 1
     ]
-
-
-def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
-    """At most `width` bars from lowest to highest; longer curves are averaged in equal pieces, flat ones are low."""
-    if len(values) > width:
-        edges = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, span = min(values), max(values) - min(values)
-    return "".join(_BARS[int((v - low) / span * (len(_BARS) - 1) + 0.5) if span else 0] for v in values)
 
 
 def text(told: Mapping[str, Any]) -> str:

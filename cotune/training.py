@@ -173,6 +173,7 @@ class Trainer(Generic[Item]):
             seconds = time.perf_counter() - began
             self._bench.ledger.book(Spent(trained_tokens=tokens, flops=flops, seconds=seconds))
             self._bench.emit("step", training=self._name, step=self.step, of=self._total_steps, **log)
+            self._bench.progress(self._name, self.step, self._total_steps)
             if self.step % self._settings.checkpoint_every == 0:
                 self._save(meta)
         self._save(meta)

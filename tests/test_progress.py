@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cotune.progress import _plain, describe, listener
+from cotune.progress import describe, listener, plain
 from cotune.values import Event
 
 
@@ -19,7 +19,7 @@ def progress(done: int, of: int = 100) -> Event:
 
 def test_plain_lines_are_rare_while_work_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    listen = _plain("", clock=lambda: now)
+    listen = plain("", clock=lambda: now)
     for done in range(1, 101):
         now += 0.3
         listen(progress(done))

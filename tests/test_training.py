@@ -89,6 +89,8 @@ def test_learns_and_books_every_step() -> None:
     assert trainer(model, at).run(batches(at))
     steps = [e.data for e in events if e.kind == "step"]
     assert [s["step"] for s in steps] == list(range(1, 10))
+    told = [(e.data["done"], e.data["of"]) for e in events if e.kind == "progress"]
+    assert told == [(step, 9) for step in range(1, 10)]
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert steps[0]["squared"] == steps[0]["loss"]
     assert at.ledger.tuning.trained_tokens == 9 * 8 * 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -101,6 +102,35 @@ def show(
         emit_json(told)
     else:
         emit(telling.text(told))
+
+
+def watch(
+    path: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run folder, or a folder that holds some.")],
+    interval: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print how things stand now, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: JSON (shape: docs/commands.md).")] = False,
+) -> None:
+    """Watch runs of another terminal until they end: stage, score so far, curves, budget, time left."""
+    from cotune.errors import UsageError
+    from cotune.watch import Watch, follow_live, follow_plain
+
+    if as_json and not once:
+        raise UsageError("--json is one answer, and watching has no end. Give --once with it.")
+    watching = Watch(path)
+    on_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if as_json:
+        emit_json(watching.json())
+    elif once:
+        if on_terminal and watching.running:
+            emit(drawn(lambda console: console.print(watching.picture()), terminal=True))
+        else:
+            emit("\n".join(watching.lines()))
+    elif on_terminal:
+        follow_live(watching, interval)
+    else:
+        follow_plain(watching, interval, emit)
+    if not watching.running and watching.code:
+        raise typer.Exit(watching.code)
 
 
 def list_(

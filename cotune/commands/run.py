@@ -102,7 +102,7 @@ def run(
     from cotune.progress import listener
 
     kept = GenerationCache(cache) if cache else None
-    with listener(quiet) as listen, redirect_stdout(sys.stderr):
+    with listener(quiet, config=resolved.model_dump(mode="json")) as listen, redirect_stdout(sys.stderr):
         result = experiment.run(resolved, out, name, listen, kept)
     if as_json:
         emit_json({"folder": str(result.folder), **result.summary})
