@@ -22,7 +22,7 @@ from cotune.record import read_json, read_rows
 LONGEST = 2000  # characters of a completion, an instruction or a reference that a report keeps
 ROOM = 20_000_000  # characters of different texts in one report; beyond it, runs keep their grades alone
 DEMONSTRATIONS = 5
-GENERATED = 5  # most frequent prompts shown of a run that writes one for each example
+GENERATED = 3  # most frequent prompts shown of a run that writes one for each example
 
 
 @dataclass(frozen=True)

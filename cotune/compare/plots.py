@@ -19,7 +19,7 @@ from cotune.compare.runs import CELLS
 from cotune.compare.stats import Estimate, Finding
 
 WIDE, NARROW = 540, 340  # pixels
-_LETTER = 7.2  # width of a letter in pixels, generously
+_LETTER = 8.2  # width of a bold letter in pixels, generously
 _KNOWN = ("zero-shot", "prompt-only", "lora-only", "sequential", "joint")
 
 
@@ -85,7 +85,10 @@ def forest(name: str, baseline: str, items: Sequence[tuple[Series, Finding]]) ->
 
         parts = [_line(x(t), top, x(t), bottom, "grid") for t in _ticks(low, high, width / 90)]
         parts += [_line(x(0), top, x(0), bottom, "zero")]
-        parts += [_text(x(t), bottom + 17, f"{100 * t:+z.0f}", "soft middle") for t in _ticks(low, high, width / 90)]
+        parts += [
+            _text(x(t), bottom + 17, f"{100 * t:+z.0f}" if round(t, 9) else "0", "soft middle")
+            for t in _ticks(low, high, width / 90)
+        ]
         axis = f"points more than {baseline} (95% interval)"
         parts.append(_text(width / 2, bottom + 38, _fit(axis, width), "soft middle"))
         for i, (series, tested) in enumerate(items):
@@ -167,7 +170,7 @@ def curves(name: str, rows: Sequence[tuple[Series, Sequence[Curve]]]) -> Plot:
         most = max(x for x, _ in points) or 1.0
         parts: list[Html] = []
         for i, (series, some) in enumerate(rows):
-            left, top = 40 + (i % across) * (panel + 16), 30 + (i // across) * (tall + 54)
+            left, top = 40 + (i % across) * (panel + 16), 44 + (i // across) * (tall + 54)
             bottom = top + tall
 
             def x(value: float, left: float = left) -> float:
@@ -177,7 +180,7 @@ def curves(name: str, rows: Sequence[tuple[Series, Sequence[Curve]]]) -> Plot:
                 return bottom - (value - low) / (high - low) * tall
 
             parts.append(_text(left, top - 9, _fit(series.label, panel), f"own name {series.css}"))
-            for t in _ticks(low, high, 4):
+            for t in _ticks(low, high, 5):
                 parts.append(_line(left, y(t), left + panel, y(t), "grid"))
                 if i % across == 0:
                     parts.append(_text(left - 6, y(t) + 4, f"{100 * t:.0f}", "soft end"))
@@ -192,9 +195,9 @@ def curves(name: str, rows: Sequence[tuple[Series, Sequence[Curve]]]) -> Plot:
                     px, py = curve.points[-1]
                     parts.append(tag("circle", class_=f"point {series.css}", cx=x(px), cy=y(py), r=3.5))
         rows_down = -(-len(rows) // across)
-        height = 30 + rows_down * (tall + 54)
-        parts.append(_text(40, height - 8, "tuning tokens", "soft"))
-        return _svg(width, height, title, told, [*parts, _text(4, 12, "score %", "soft")], 6)
+        height = 44 + rows_down * (tall + 54)
+        parts.append(_text(40, height - 8, "tuning tokens of one run", "soft"))
+        return _svg(width, height, title, told, [*parts, _text(4, 12, "score %", "soft")])
 
     return Plot(f"{name}-curves", title, told, draw)
 
@@ -337,7 +340,7 @@ def _ticks(low: float, high: float, most: float) -> list[float]:
 
 def _decades(small: float, large: float) -> list[float]:
     """Tick values between two powers of ten: decades alone when there are many, else 1, 2, 5."""
-    steps = (1,) if large - small > 3 else (1, 2, 5) if large - small > 0.7 else (1, 1.5, 2, 3, 4, 5, 7)
+    steps = (1,) if large - small > 3 else (1, 2, 3, 5) if large - small > 0.6 else (1, 1.5, 2, 3, 4, 5, 7)
     every = [m * 10.0**p for p in range(math.floor(small), math.ceil(large) + 1) for m in steps]
     return [v for v in every if small <= math.log10(v) <= large]
 

@@ -155,7 +155,6 @@ def _section(name: str, group: Group, problems: list[str]) -> Html:
     return tag(
         "section",
         tag("h2", _title(group)),
-        tag("p", answer(group), class_="lead"),
         _table(first, group),
         _notes(first.notes),
         tag("div", [_figure(plot, caption) for plot, caption in drawn.values()], class_="figures"),
@@ -273,14 +272,19 @@ def _prompts(group: Group, problems: list[str]) -> Html:
     if not done:
         return tag("p", "No finished run, so no prompts.", class_="soft")
     cards = [tag("article", tag("h4", "seed prompt"), tag("p", evidence.cut(seed), class_="text"))] if seed else []
+    alike: dict[tuple[str, tuple[Wording, ...]], list[Run]] = {}  # seeds that ended with the same prompt share a card
     for row, run in done:
-        if run.strategy == "zero-shot" and seed:
-            continue  # it is the seed prompt
-        told = [_wording(wording, seed) for wording in evidence.prompts(run, problems)]
-        head = tag("h4", _dot(_series(row).css), row.strategy, tag("small", f" seed {run.seed}"))
+        if run.strategy != "zero-shot" or not seed:  # which is the seed prompt
+            alike.setdefault((row.strategy, tuple(evidence.prompts(run, problems))), []).append(run)
+    for (strategy, wordings), runs in alike.items():
+        seeds = words.listed([str(run.seed) for run in runs])
+        css = Series(strategy, runs[0].strategy).css
+        head = tag("h4", _dot(css), strategy, tag("small", f" seed{'s' * (len(runs) > 1)} {seeds}"))
+        told = [_wording(wording, seed) for wording in wordings]
         cards.append(tag("article", head, told or tag("p", "No prompt was saved.", class_="soft")))
     about = (
-        "Against the seed prompt: underlined is new, struck through is gone."
+        "Against the seed prompt: underlined is new, struck through is gone. Of prompts written for each example, the "
+        f"{evidence.GENERATED} most frequent."
         if seed
         else "The seed prompt is not known from these run folders, so there is nothing to compare with."
     )
@@ -290,7 +294,9 @@ def _prompts(group: Group, problems: list[str]) -> Html:
 def _wording(wording: Wording, seed: str | None) -> Html:
     text = [Html(difference(evidence.cut(seed), wording.text))] if seed else [wording.text]
     same = bool(seed) and wording.text == evidence.cut(seed)
-    notes = ", ".join(filter(None, (wording.share, "the seed prompt unchanged" if same else "")))
+    rewritten = bool(seed) and text[0] == tag("ins", wording.text)
+    said = "the seed prompt unchanged" if same else "rewritten" if rewritten else ""
+    notes = ", ".join(filter(None, (wording.share, said)))
     demos = [
         tag("li", tag("span", question, class_="text"), tag("br"), "→ ", tag("span", text, class_="text"))
         for question, text in wording.demonstrations[: evidence.DEMONSTRATIONS]
@@ -308,10 +314,16 @@ def _wording(wording: Wording, seed: str | None) -> Html:
 
 
 def difference(old: str, new: str) -> Html:
-    """`new` by words, with what it adds to `old` in <ins> and what it leaves out in <del>."""
-    a, b = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (old, new))
+    """`new` by words, with what it adds to `old` in <ins> and what it leaves out in <del>.
+
+    Where less than half is kept, a mix of both cannot be read: all of `new` is in <ins>.
+    """
+    a, b = (re.findall(r"\w+\s*|\s+|[^\w\s]\s*", text) for text in (old, new))
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    if matcher.ratio() < 0.5:
+        return tag("ins", new)
     parts: list[Child] = []
-    for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
         gone, here = "".join(a[i1:i2]), "".join(b[j1:j2])
         if kind == "equal":
             parts.append(here)
@@ -408,8 +420,11 @@ def _provenance(groups: Sequence[Group], problems: Sequence[str]) -> Html:
         tag("pre", again, tabindex=0),
         _table(sheet),
         _notes(sheet.notes),
-        tag("p", "Each run again (at its commit, with its packages), its notes, and all its settings:"),
-        details,
+        tag(
+            "details",
+            tag("summary", f"Each of the {len(runs)} runs: its notes, its command, all its settings"),
+            details,
+        ),
         id="provenance",
     )
 
@@ -423,9 +438,9 @@ def _facts(run: Run) -> tuple[str, ...]:
     found = (
         str(made.get("commit") or "")[:12],
         *(packages.get(name) for name in ("cotune", "torch")),
-        *(same.get(f"{name}_digest") for name in ("data", "test_ids", "decoding")),
+        *(str(same.get(f"{name}_digest") or "")[:8] for name in ("data", "test_ids", "decoding")),
         same.get("grader_version"),
-        run.summary.get("finished"),
+        str(run.summary.get("finished") or "")[:16],
     )
     return (run.name, run.status, *("" if value is None else str(value) for value in found))
 
