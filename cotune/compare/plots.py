@@ -118,6 +118,7 @@ def frontier(name: str, metric: str, items: Sequence[tuple[Series, float, Estima
             min(e.mean if e.low is None else e.low for _, _, e in items),
             max(e.mean if e.high is None else e.high for _, _, e in items),
         )
+        high += (high - low) * 0.12  # room for labels over the points
         spent = [math.log10(cost) for _, cost, _ in items if cost > 0]
         free = any(cost <= 0 for _, cost, _ in items)
         first = left + (46 if free else 0)
@@ -150,7 +151,8 @@ def frontier(name: str, metric: str, items: Sequence[tuple[Series, float, Estima
             bar = [] if e.low is None or e.high is None else [_line(px, y(e.low), px, y(e.high), "bar")]
             lx, ly, side = _place(px, py, series.label, taken, (left, top, right, bottom))
             label = _text(lx, ly, _fit(series.label, right - left - 20), f"own name {side}".strip())
-            parts.append(tag("g", bar, _marker(series, px, py), label, class_=series.css))
+            far = [_line(px, py, lx + (-4 if side else 4), ly - 4, "leader")] if abs(ly - 4 - py) > 20 else []
+            parts.append(tag("g", far, bar, _marker(series, px, py), label, class_=series.css))
         parts.append(_text(left, bottom + 40, "tuning tokens, mean per run (log scale; 0 apart)", "soft"))
         return _svg(width, bottom + 48, title, told, [*parts, _text(left - 36, top - 2, f"{metric} %", "soft")], 10)
 
@@ -211,19 +213,20 @@ def two_by_two(name: str, rows: Sequence[tuple[Series, Mapping[str, float], Find
     least, most = _padded(*(f([v for _, cells, _ in rows for v in cells.values()]) for f in (min, max)))
 
     def draw(width: float) -> Html:
-        across = 2 if width >= WIDE else 1
-        panel, tall = (width - 24 * (across - 1)) / across, 214.0
+        across = 2 if len(rows) > 1 else 1
+        gap = 24.0 if width >= WIDE else 12.0
+        panel, tall = (width - gap * (across - 1)) / across, 214.0
         parts: list[Html] = []
         for i, (series, cells, tested) in enumerate(rows):
-            left, top = (i % across) * (panel + 24), (i // across) * tall
-            side = min(78.0, (panel - 62) / 2)
+            left, top = (i % across) * (panel + gap), (i // across) * tall
+            side = min(78.0, (panel - 54) / 2)
             inner = [_text(left, top + 16, _fit(series.label, panel), "own name")]
             for col, weights in enumerate(("base", "tuned")):
-                middle = left + 62 + side * (col + 0.5)
+                middle = left + 54 + side * (col + 0.5)
                 inner.append(_text(middle, top + 38, f"{weights} weights" if side > 95 else weights, "soft middle"))
                 for line, prompt in enumerate(("seed", "tuned")):
                     value = cells[f"{prompt}/{weights}"]
-                    cx, cy = left + 62 + side * col, top + 46 + 58 * line
+                    cx, cy = left + 54 + side * col, top + 46 + 58 * line
                     shade = 0.08 + 0.34 * (value - least) / (most - least)
                     inner.append(
                         tag("rect", class_="cell", x=cx, y=cy, width=side - 3, height=55, fill_opacity=shade, rx=3)

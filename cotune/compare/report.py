@@ -26,7 +26,6 @@ from cotune.compare.plots import NARROW, WIDE, Plot, Series
 from cotune.compare.render import LEGEND, Sheet, estimate, means, sheets
 from cotune.compare.runs import Run
 from cotune.compare.tables import Group, Overall, Row, cost, overall
-from cotune.errors import UsageError
 
 
 def as_html(groups: Sequence[Group]) -> str:
@@ -316,11 +315,12 @@ def _wording(wording: Wording, seed: str | None) -> Html:
 def difference(old: str, new: str) -> Html:
     """`new` by words, with what it adds to `old` in <ins> and what it leaves out in <del>.
 
-    Where less than half is kept, a mix of both cannot be read: all of `new` is in <ins>.
+    Blanks do not count. Where less than half of `new` is kept text, a mix of both cannot be read: all is in <ins>.
     """
     a, b = (re.findall(r"\w+\s*|\s+|[^\w\s]\s*", text) for text in (old, new))
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    if matcher.ratio() < 0.5:
+    matcher = difflib.SequenceMatcher(None, [w.strip() for w in a], [w.strip() for w in b], autojunk=False)
+    kept = sum(len("".join(b[at : at + size])) for _, at, size in matcher.get_matching_blocks())
+    if kept < len(new) / 2:
         return tag("ins", new)
     parts: list[Child] = []
     for kind, i1, i2, j1, j2 in matcher.get_opcodes():
@@ -394,7 +394,7 @@ def _browser(found: Sequence[Mapping[str, Any]]) -> Html:
 
 def _provenance(groups: Sequence[Group], problems: Sequence[str]) -> Html:
     runs = [run for group in groups for row in group.rows for run in row.runs]
-    header = ("run", "status", "commit", "cotune", "torch", "data", "test examples", "decoding", "grader", "finished")
+    header = ("run", "status", "commit", "torch", "data", "test examples", "decoding", "grader", "finished")
     sheet = Sheet("Runs", header, tuple(_facts(run) for run in runs), tuple(dict.fromkeys(problems)))
     baseline = next((group.baseline for group in groups if group.baseline not in (None, "zero-shot")), None)
     again = "cotune compare DIR --format html --out report.html" + (
@@ -436,8 +436,8 @@ def _facts(run: Run) -> tuple[str, ...]:
     same = run.summary.get("comparable")
     same = same if isinstance(same, Mapping) else {}
     found = (
-        str(made.get("commit") or "")[:12],
-        *(packages.get(name) for name in ("cotune", "torch")),
+        str(made.get("commit") or "")[:8],
+        packages.get("torch"),
         *(str(same.get(f"{name}_digest") or "")[:8] for name in ("data", "test_ids", "decoding")),
         same.get("grader_version"),
         str(run.summary.get("finished") or "")[:16],
@@ -447,10 +447,9 @@ def _facts(run: Run) -> tuple[str, ...]:
 
 def command(run: Run) -> str:
     """The command that makes this run again: its settings where they differ from the defaults."""
-    try:
-        settings = changed(run.config)
-    except UsageError:  # of a plug-in, or of another version
-        return "cotune does not know these settings here: the config below has all of them."
+    settings = changed(run.config)
+    if not settings:
+        return "config.json is damaged: what made this run is not known."
     words = ["cotune", "run"]
     for key, value in settings.items():
         if key in ("strategy", "model", "task", "seed", "generator", "engine"):
