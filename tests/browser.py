@@ -67,6 +67,10 @@ class Page:
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
 
+    def close(self) -> None:
+        """End the browser and all its processes."""
+        self._call("Browser.close")
+
     def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -130,8 +134,9 @@ def chromium() -> Iterator[Page]:
             yield page
         finally:
             if page and process.poll() is None:
-                page._call("Browser.close")
-            process.kill() if page is None else None
+                page.close()
+            else:
+                process.kill()
             process.wait(20)
             os.close(ours_in)
             os.close(ours_out)

@@ -81,7 +81,8 @@
         ["prediction", "completion", "prompt", "note"].some((name) => run[name] && hit[run[name][i]]));
     });
     const apart = order.filter((i) => group.spread[i] > 0).length;
-    count.textContent = `${order.length} of ${group.ids.length} examples; strategies disagree on ${apart} of them.`;
+    count.textContent = `${order.length} of ${group.ids.length} examples; strategies disagree on ${apart} of them.` +
+      (columns.length > 1 ? ` Grades in this order: ${group.rows.join(", ")}.` : "");
     chosen = 0;
     list.scrollTop = 0;
     rows.style.height = `${order.length * HEIGHT}px`;

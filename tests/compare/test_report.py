@@ -433,7 +433,9 @@ OPENED = "document.querySelector('#detail h3').textContent"
 @needs_browser
 def test_browse_with_the_keyboard_alone(page: Page, runs: Path, tmp_path: Path) -> None:
     page.open(saved(tmp_path / "r.html", runs))
-    assert page.js(COUNT) == "40 of 40 examples; strategies disagree on 36 of them."
+    assert page.js(COUNT) == (
+        "40 of 40 examples; strategies disagree on 36 of them. Grades in this order: zero-shot, sequential."
+    )
     assert page.js(SELECTED) == "q1"  # q0 is wrong for both
     page.js("document.getElementById('list').focus()")
     for key, selected in (
@@ -541,23 +543,26 @@ def test_ten_thousand_examples_stay_smooth(page: Page, tmp_path: Path) -> None:
     assert page.js(SHOWN) < 40
     script = """(async () => {
       const list = document.getElementById('list'), frame = () => new Promise(requestAnimationFrame);
-      let worst = 0, most = 0;
+      const steps = [];
+      let most = 0;
       for (let i = 0; i < 60; i++) {
         const start = performance.now();
         list.scrollTop = i * 7333 % list.scrollHeight;
         await frame(); await frame();
-        worst = Math.max(worst, performance.now() - start);
+        steps.push(performance.now() - start);
         most = Math.max(most, document.querySelectorAll('.item').length);
       }
       const start = performance.now(), search = document.getElementById('search');
       search.value = 'about test-9999.';
       search.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter' }));
-      return [worst, most, performance.now() - start, document.getElementById('count').textContent];
+      steps.sort((a, b) => a - b);
+      return [steps[30], most, performance.now() - start, document.getElementById('count').textContent];
     })()"""
-    worst, most, searched, count = page.js(script)
-    print(f"opened in {opened:.1f} s, worst scroll step {worst:.0f} ms, search {searched:.0f} ms")
+    scrolled, most, searched, count = page.js(script)
+    print(f"opened in {opened:.1f} s, half of all jumps drawn in {scrolled:.0f} ms, search {searched:.0f} ms")
     assert most < 40
     assert count.startswith("1 of 10000")
-    assert opened < 20  # about 1 s on an idle machine
-    assert worst < 500  # two frames are 33 ms
-    assert searched < 2000
+    # Ten times what a slow machine needs: a list with all its rows in the page is far beyond it.
+    assert opened < 20
+    assert scrolled < 500
+    assert searched < 1000
