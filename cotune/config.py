@@ -61,7 +61,10 @@ class VllmConfig(Section):
     """The vllm engine alone (all ours)."""
 
     sequences: Positive = Field(256, description="rows decoded at once")
-    adapters: Positive = Field(32, description="different adapters among them; more are served in turn")
+    adapters: Positive | None = Field(
+        None, description="different adapters among them; more are served in turn; empty: as many as fit adapter_gib"
+    )
+    adapter_gib: float = Field(1.0, gt=0, description="memory of those adapters, GiB, of the GPU's fraction")
     tensor_parallel: Positive = Field(1, description="GPUs that share one model")
     memory_fraction: float = Field(0.45, gt=0, le=1, description="of the GPU; the model being tuned lies there too")
     cache_gib: float = Field(1.0, gt=0, description="key-value cache on a CPU, GiB")

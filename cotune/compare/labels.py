@@ -22,8 +22,8 @@ _UNUSED = {
 }  # fmt: skip
 _NEVER = (
     "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples",
-    "vllm.sequences", "vllm.adapters", "vllm.tensor_parallel", "vllm.memory_fraction", "vllm.cache_gib",
-    "vllm.own_process", "vllm.between", "vllm.residents",
+    "vllm.sequences", "vllm.adapters", "vllm.adapter_gib", "vllm.tensor_parallel", "vllm.memory_fraction",
+    "vllm.cache_gib", "vllm.own_process", "vllm.between", "vllm.residents",
     "openai.concurrency", "openai.requests_per_minute", "openai.tokens_per_minute", "openai.timeout",
     "openai.attempts", "openai.longest_wait", "openai.limit_name",
 )  # fmt: skip

@@ -34,10 +34,10 @@ _NO_ADAPTERS = ("zero-shot", "prompt-only")  # strategies that serve none
 
 
 class VllmEngine:
-    """`sequences` are the rows decoded at once, `adapters` the different adapters among them, `max_rank` their largest
-    rank (None: no adapters are served). `memory_fraction` is vLLM's share of the GPU; on a CPU the cache takes
-    `cache_gib`. `max_length` is the most tokens of prompt and completion, None the model's context. `own_process`,
-    `between` and `residents` are explained in `Residence`.
+    """`sequences` are the rows decoded at once, `adapters` the different adapters among them (None: as many as fit
+    `adapter_gib`, at least one), `max_rank` their largest rank (None: no adapters are served). `memory_fraction` is
+    vLLM's share of the GPU; on a CPU the cache takes `cache_gib`. `max_length` is the most tokens of prompt and
+    completion, None the model's context. `own_process`, `between` and `residents` are explained in `Residence`.
 
     vLLM starts with the first generation. Raises UsageError when it is not installed, when the model is not one in a
     folder, when `max_rank` is above what vLLM allows, or when the last three do not go together.
@@ -51,7 +51,8 @@ class VllmEngine:
         base: BaseModel,
         *,
         sequences: int = 256,
-        adapters: int = 32,
+        adapters: int | None = None,
+        adapter_gib: float = 1.0,
         max_rank: int | None = 16,
         tensor_parallel: int = 1,
         memory_fraction: float = 0.45,
@@ -79,7 +80,8 @@ class VllmEngine:
             )
         self.base = base
         self.sequences = sequences
-        self.slots = min(adapters, sequences)
+        rank = next((r for r in RANKS if r >= (max_rank or 1)), RANKS[-1])
+        self.slots = min(sequences, adapters or max(1, int(adapter_gib * _GIB / slot_bytes(base, rank))))
         self.max_rank = max_rank
         self.max_length = min(max_length or base.context_length, base.context_length)
         on_gpu = base.model.device.type != "cpu"
@@ -89,7 +91,6 @@ class VllmEngine:
             base, self.max_length, sequences, tensor_parallel, memory_fraction, cache_gib, quantization
         )
         if max_rank is not None:
-            rank = next(r for r in RANKS if r >= max_rank)
             self._settings |= {"enable_lora": True, "max_loras": self.slots, "max_lora_rank": rank}
         if self._residence.between == "sleep":
             self._settings["enable_sleep_mode"] = True
@@ -273,6 +274,12 @@ def _settings(
             "max_num_batched_tokens": max(max_length, _BATCHED_TOKENS),
         }
     return settings | {"gpu_memory_utilization": memory_fraction}
+
+
+def slot_bytes(base: BaseModel, rank: int) -> int:
+    """Memory that vLLM sets aside for one adapter: of this rank, for every linear layer and table, adapted or not."""
+    layers = [m.weight for m in base.model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
+    return sum(rank * sum(weight.shape) for weight in layers) * base.model.dtype.itemsize
 
 
 def _cut(items: list[int], size: int) -> list[list[int]]:

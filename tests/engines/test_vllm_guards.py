@@ -14,7 +14,7 @@ import torch
 import cotune
 from cotune.engines.base import Request, Sampling
 from cotune.engines.transformers_engine import TransformersEngine
-from cotune.engines.vllm_engine import VllmEngine
+from cotune.engines.vllm_engine import VllmEngine, slot_bytes
 from cotune.engines.vllm_server import Server, _memory_folder
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel
@@ -55,6 +55,22 @@ def test_adapters_are_served_in_waves_and_come_back_in_order(
     assert sorted(i for batch in batches for i in batch) == list(range(len(requests)))
     assert all(len(batch) <= engine.slots for batch in batches)
     assert said(engine, requests) == said(reference, requests)
+
+
+def test_slots_are_as_many_as_fit_the_memory(engine: VllmEngine, base: BaseModel, prompts: list[str]) -> None:
+    """What is reckoned for a slot is what vLLM sets aside, or little more (it may have none for the tables)."""
+    engine.generate([Request(prompts[0])], GREEDY)
+    worker = engine._running()._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    layers = worker.model_runner.lora_manager._adapter_manager.modules.values()
+    stacks = [getattr(layer, name) for layer in layers for name in ("lora_a_stacked", "lora_b_stacked")]
+    tensors = [t for stack in stacks for t in (stack if isinstance(stack, tuple | list) else [stack])]
+    real = sum(t.numel() * t.element_size() for t in tensors) / engine.slots
+    assert real <= slot_bytes(base, 8) <= 2 * real
+    gib = slot_bytes(base, 16) * 5.5 / 1024**3  # of rank 9 served as 16
+    assert VllmEngine(base, max_rank=9, adapter_gib=gib).slots == 5
+    assert VllmEngine(base, max_rank=9, adapter_gib=gib, sequences=3).slots == 3
+    assert VllmEngine(base, max_rank=9, adapter_gib=gib, adapters=8).slots == 8
+    assert VllmEngine(base, max_rank=9, adapter_gib=1e-9).slots == 1
 
 
 def test_requests_without_adapter_are_planned_apart(engine: VllmEngine, prompts: list[str], adapter: Adapter) -> None:
