@@ -83,11 +83,11 @@ def forest(name: str, baseline: str, items: Sequence[tuple[Series, Finding]]) ->
         def x(value: float) -> float:
             return left + (value - low) / (high - low) * (right - left)
 
-        parts = [_line(x(t), top, x(t), bottom, "grid") for t in _ticks(low, high, width / 90)]
+        parts = [_line(x(t), top, x(t), bottom, "grid") for t in _ticks(low, high, width / 60)]
         parts += [_line(x(0), top, x(0), bottom, "zero")]
         parts += [
             _text(x(t), bottom + 17, f"{100 * t:+z.0f}" if round(t, 9) else "0", "soft middle")
-            for t in _ticks(low, high, width / 90)
+            for t in _ticks(low, high, width / 60)
         ]
         axis = f"points more than {baseline} (95% interval)"
         parts.append(_text(width / 2, bottom + 38, _fit(axis, width), "soft middle"))
@@ -111,6 +111,8 @@ def frontier(name: str, metric: str, items: Sequence[tuple[Series, float, Estima
     title = f"{metric} against tuning cost"
     said = (f"{s.label} {estimate(e, '.1f')}% for {count(c)} tokens" for s, c, e in items)
     told = f"{'; '.join(said)}. Pareto front: {names}."
+    # Many or long labels would cover the points: numbers then, and what they stand for below.
+    numbered = len(items) > 6 or max(len(s.label) for s, _, _ in items) > 20
 
     def draw(width: float) -> Html:
         left, right, top, bottom = 44.0, width - 14, 14.0, 264.0
@@ -146,15 +148,21 @@ def frontier(name: str, metric: str, items: Sequence[tuple[Series, float, Estima
         taken += [
             (x(c) - 1, y(e.high), x(c) + 1, y(e.low)) for _, c, e in items if e.low is not None and e.high is not None
         ]
-        for series, cost, e in items:
+        key: list[Html] = []
+        for i, (series, cost, e) in enumerate(items):
             px, py = x(cost), y(e.mean)
+            name = str(i + 1) if numbered else series.label
+            if numbered:
+                line = _fit(f"{name}  {series.label}", right - left)
+                key.append(_text(left, bottom + 64 + 19 * i, line, f"own name {series.css}"))
             bar = [] if e.low is None or e.high is None else [_line(px, y(e.low), px, y(e.high), "bar")]
-            lx, ly, side = _place(px, py, series.label, taken, (left, top, right, bottom))
-            label = _text(lx, ly, _fit(series.label, right - left - 20), f"own name {side}".strip())
+            lx, ly, side = _place(px, py, name, taken, (left, top, right, bottom))
+            label = _text(lx, ly, _fit(name, right - left - 20), f"own name {side}".strip())
             far = [_line(px, py, lx + (-4 if side else 4), ly - 4, "leader")] if abs(ly - 4 - py) > 20 else []
             parts.append(tag("g", far, bar, _marker(series, px, py), label, class_=series.css))
         parts.append(_text(left, bottom + 40, "tuning tokens, mean per run (log scale; 0 apart)", "soft"))
-        return _svg(width, bottom + 48, title, told, [*parts, _text(left - 36, top - 2, f"{metric} %", "soft")], 10)
+        parts.append(_text(left - 36, top - 2, f"{metric} %", "soft"))
+        return _svg(width, bottom + 48 + 19 * len(key), title, told, [*parts, *key], 10)
 
     return Plot(f"{name}-cost", title, told, draw)
 

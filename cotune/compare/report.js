@@ -30,6 +30,7 @@
   function open() {
     group = groups[Number(task.value)];
     lower = null;
+    list.className = group.rows.length > 7 ? "dense" : "";
     const seeds = [...new Set(group.runs.map((run) => run.seed))];
     seed.replaceChildren(...seeds.map((value, i) => option(String(i), String(value))));
     seed.seeds = seeds;
@@ -40,6 +41,7 @@
       for (const [value, text] of [["", "any"], ["1", "correct"], ["0", "not correct"], ["w", "wrong"], ["t", "truncated"], ["e", "errored"]])
         select.append(option(value, text));
       select.addEventListener("change", filter);
+      label.title = name;
       label.append(make("span", "", name), select);
       return label;
     }));

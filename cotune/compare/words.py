@@ -55,20 +55,24 @@ def answer(theirs: str, tested: Sequence[tuple[str, Finding]]) -> str:
     worse = [(name, t) for name, t in tested if t.significant and t.estimate.mean < 0]
     unclear = [name for name, t in tested if not t.significant]
     parts = [
-        f"{listed([n for n, _ in some])} {'is' if len(some) == 1 else 'are'} {word} than {theirs} by {_amounts(some)}"
+        f"{_few([n for n, _ in some])} {'is' if len(some) == 1 else 'are'} {word} than {theirs} by {_amounts(some)}"
         for word, some in (("better", better), ("worse", worse))
         if some
     ]
     if unclear and not parts:
-        return f"no difference is shown between {theirs} and {'any of ' * (len(unclear) > 1)}{listed(unclear)}"
+        return f"no difference is shown between {theirs} and {'any of ' * (len(unclear) > 1)}{_few(unclear)}"
     if unclear:
-        parts.append(f"no difference from {theirs} is shown for {listed(unclear)}")
+        parts.append(f"no difference from {theirs} is shown for {_few(unclear)}")
     return "; ".join(parts)
 
 
 def listed(names: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _few(names: Sequence[str]) -> str:
+    return listed(names if len(names) <= 5 else [*names[:3], f"{len(names) - 3} more"])
 
 
 def _amounts(some: Sequence[tuple[str, Finding]]) -> str:

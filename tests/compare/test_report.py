@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from cotune.cli import app
 from cotune.compare import evidence, plots, report
 from cotune.compare.markup import data, tag
+from cotune.compare.stats import Estimate
 from cotune.compare.tables import compare
 
 IDS = [f"q{i}" for i in range(40)]
@@ -187,6 +188,19 @@ def test_prompts_are_shown_against_the_seed_prompt(runs: Path) -> None:
 def test_the_pareto_front_is_who_nobody_beats_for_less() -> None:
     assert plots.pareto([(0, 0.2), (5, 0.9), (5, 0.8), (7, 0.9), (9, 0.95), (3, 0.1)]) == [0, 1, 4]
     assert plots.pareto([]) == []
+
+
+def test_labels_that_would_cover_the_plot_become_numbers_with_a_key() -> None:
+    score = Estimate(0.5, 0.4, 0.6, 0.05, 100)
+    few = [(plots.Series(f"joint-{n}", "joint"), 10.0**n, score) for n in range(1, 4)]
+    long = [(plots.Series(f"joint (share=0.{n}, rank={n})", "joint"), 10.0**n, score) for n in range(1, 4)]
+
+    def names(items: list[tuple[plots.Series, float, Estimate]]) -> list[str]:
+        svg = ElementTree.fromstring(plots.frontier("t", "accuracy", items).alone())
+        return [str(e.text) for e in svg.iter() if "name" in e.get("class", "")]
+
+    assert names(few) == ["joint-1", "joint-2", "joint-3"]
+    assert names(long) == ["1", "2", "3", *(f"{n}  joint (share=0.{n}, rank={n})" for n in (1, 2, 3))]
 
 
 def test_provenance_names_digests_and_the_command_of_every_run(runs: Path, tmp_path: Path) -> None:
