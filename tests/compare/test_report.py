@@ -332,6 +332,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     shown = json.loads(seen.scripts[0])[0]
     assert any(text.startswith("<script>alert(1)</script>") for text in shown["texts"])
     assert all(len(text) < 5000 for text in shown["texts"])
+    every = [*shown["texts"], *shown["ids"], *shown["rows"], shown["title"], shown["metric"]]
+    assert all(text.replace("\n", "").isprintable() for text in every)
     assert any(re.search(r"\n… cut: 1,000,\d{3} characters in all$", text) for text in shown["texts"])
     assert "<" not in seen.scripts[0]
     assert len(page) < 400_000
