@@ -88,7 +88,9 @@ def _answer(groups: Sequence[Group], told: Sequence[Overall]) -> Html:
     each = [(group, answer(group)) for group in groups]
     if len(each) == 1:
         return tag("h1", each[0][1])
-    top = [mean_answer(part) for _, part in _by_setting(told)] or [f"{len(groups)} comparisons: one answer for each."]
+    top = [mean_answer(part, groups) for _, part in _by_setting(told)] or [
+        f"{len(groups)} comparisons: one answer for each."
+    ]
     lines = [tag("li", tag("a", _title(group), href=f"#g{i}"), ": ", text) for i, (group, text) in enumerate(each, 1)]
     return join([tag("h1", " ".join(top)), tag("ul", lines, class_="answers")])
 
@@ -109,15 +111,20 @@ def answer(group: Group) -> str:
     return "; ".join(filter(None, (f"On {group.task}, {said}", caveat, left))) + "."
 
 
-def mean_answer(told: Sequence[Overall]) -> str:
-    """Of the means over tasks of one model and engine."""
+def mean_answer(told: Sequence[Overall], groups: Sequence[Group]) -> str:
+    """Of the means over tasks of one model and engine; it names the rows that are not in every mean."""
     tested = [(over.strategy, over.difference) for over in told if over.difference]
     where = f"On the mean of {len(told[0].tasks)} tasks"
+    rows = [r for g in groups if (g.model, g.engine) == (told[0].model, told[0].engine) for r in g.rows]
+    left = list(dict.fromkeys(row.strategy for row in rows if row.strategy not in {over.strategy for over in told}))
+    absent = f"not finished on every task: {words.few(left)}" if left else ""
     if not tested:
-        return f"{where}, only {told[0].strategy} is finished everywhere, so there is nothing to compare it with."
+        alone = f"{where}, only {told[0].strategy} is finished everywhere, so there is nothing to compare it with"
+        return "; ".join(filter(None, (alone, absent))) + "."
     sides = list(dict.fromkeys(t.uncovered for _, t in tested if t.uncovered))
+    caveat = sides[0] if len(sides) == 1 else "not every seed is covered" if sides else ""
     said = f"{where}, {words.answer(told[0].baseline, tested)}"
-    return f"{said}; {sides[0] if len(sides) == 1 else 'not every seed is covered'}." if sides else f"{said}."
+    return "; ".join(filter(None, (said, caveat, absent))) + "."
 
 
 def _not_done(group: Group) -> str:

@@ -55,14 +55,14 @@ def answer(theirs: str, tested: Sequence[tuple[str, Finding]]) -> str:
     worse = [(name, t) for name, t in tested if t.significant and t.estimate.mean < 0]
     unclear = [name for name, t in tested if not t.significant]
     parts = [
-        f"{_few([n for n, _ in some])} {'is' if len(some) == 1 else 'are'} {word} than {theirs} by {_amounts(some)}"
+        f"{few([n for n, _ in some])} {'is' if len(some) == 1 else 'are'} {word} than {theirs} by {_amounts(some)}"
         for word, some in (("better", better), ("worse", worse))
         if some
     ]
     if unclear and not parts:
-        return f"no difference is shown between {theirs} and {'any of ' * (len(unclear) > 1)}{_few(unclear)}"
+        return f"no difference is shown between {theirs} and {'any of ' * (len(unclear) > 1)}{few(unclear)}"
     if unclear:
-        parts.append(f"no difference from {theirs} is shown for {_few(unclear)}")
+        parts.append(f"no difference from {theirs} is shown for {few(unclear)}")
     return "; ".join(parts)
 
 
@@ -71,7 +71,8 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Up to five names; of more, three and how many others."""
     return listed(names if len(names) <= 5 else [*names[:3], f"{len(names) - 3} more"])
 
 

@@ -158,8 +158,11 @@ def test_several_tasks_are_answered_by_their_mean_first(tmp_path: Path) -> None:
     for task in ("micro-gsm8k", "micro-math"):
         write_run(tmp_path, "zero-shot", ZEROS, task=task)
         write_run(tmp_path, "prompt-only", MOST, task=task)
+    write_run(tmp_path, "lora-only", MOST)
     seen = page_of(tmp_path)
-    assert re.search(r"<h1>On the mean of 2 tasks, prompt-only is better than zero-shot by 90\.0 points", seen)
+    (head,) = re.findall("<h1>(.*?)</h1>", seen)
+    assert head.startswith("On the mean of 2 tasks, prompt-only is better than zero-shot by 90.0 points")
+    assert head.endswith("; not finished on every task: lora-only.")
     assert seen.count("On micro-math, prompt-only is better") == 1
 
 
