@@ -35,6 +35,7 @@ from cotune.compare.stats import (
 )
 
 LEAST_SEEDS = 3  # with two, their spread has one degree of freedom: an interval about six times as wide as with many
+_LEAST_P = 1e-100  # smaller ones are taken for it: for few degrees of freedom t is not computed well there
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +125,16 @@ class Variance:
             return two_sided(mean / math.sqrt(parts[0][0]), parts[0][1])
         # With t at the degrees of freedom of one part for both, p is too small or too large: it lies between.
         ends = sorted(two_sided(mean / math.sqrt(self.total), f) for _, f in parts)
-        if ends[0] < 1e-300 or ends[1] - ends[0] < 1e-9 * ends[1]:  # the smaller one is lost in the float: the larger
+        if ends[1] < _LEAST_P or ends[1] - ends[0] < 1e-9 * ends[1]:
             return ends[1]
-        low, high = (math.log(end / 2) for end in ends)
-        return 2 * math.exp(brentq(lambda x: self._half(math.exp(x)) - abs(mean), low - 1e-9, high + 1e-9, xtol=1e-13))
+        low, high = (math.log(max(end, _LEAST_P) / 2) for end in ends)
+        if ends[0] < _LEAST_P and self._half(math.exp(low)) < abs(mean):
+            return _LEAST_P
+
+        def excess(log_tail: float) -> float:
+            return self._half(math.exp(log_tail)) - abs(mean)
+
+        return 2 * math.exp(brentq(excess, low - 1e-9, high + 1e-9, xtol=1e-13))
 
     @property
     def detectable(self) -> float | None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import slow_statistics as slow
 from scipy import stats
@@ -48,6 +48,9 @@ def test_seeds_of_two_sides_add_with_welchs_degrees_of_freedom() -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example(1.0, 879, 1.0, 1.0, 0.9921875, True)  # with the examples' degrees of freedom alone p would be 1e-291
+@example(1.0, 274, 1.0, 1.0, 0.9921875, True)
+@example(1.0, 88, 1e-38, 1.0, 0.75, True)  # it is the smaller end itself, up to rounding
 @given(
     st.floats(1e-6, 1), st.integers(1, 2000), st.floats(0, 1), st.floats(1, 20), st.floats(0.5, 0.999), st.booleans()
 )

@@ -106,6 +106,7 @@ class Stopping:
     stop_at: int
     name: str = "transformers"
     repeats: bool = True
+    rows_apart: bool = False
     batches: int = 0
 
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
