@@ -409,7 +409,8 @@ def _provenance(groups: Sequence[Group], problems: Sequence[str]) -> Html:
     )
     details = []
     for run in runs:
-        config = json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
+        settings = {**run.config, "data": "DIR"} if run.config.get("data") else run.config  # a path says whose machine
+        config = json.dumps(settings, indent=2, ensure_ascii=False, default=str)
         notes = run.summary.get("notes")
         details.append(
             tag(

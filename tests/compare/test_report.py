@@ -212,6 +212,7 @@ def test_provenance_names_digests_and_the_command_of_every_run(runs: Path, tmp_p
     seen = Seen(page_of(runs, other))
     command = "cotune run --strategy prompt-only --model tiny --task micro-gsm8k --data DIR --set prompt.rounds=7"
     assert command in seen.text
+    assert "/somewhere/rows" not in seen.text
     row = next(row for row in seen.tables[-1] if row[0] == other.name)
     assert row[1:4] == ["done", "abcdef01", "2.99"]
 
