@@ -403,10 +403,6 @@ def _provenance(groups: Sequence[Group], problems: Sequence[str]) -> Html:
     runs = [run for group in groups for row in group.rows for run in row.runs]
     header = ("run", "status", "commit", "torch", "data", "test examples", "decoding", "grader", "finished")
     sheet = Sheet("Runs", header, tuple(_facts(run) for run in runs), tuple(dict.fromkeys(problems)))
-    baseline = next((group.baseline for group in groups if group.baseline not in (None, "zero-shot")), None)
-    again = "cotune compare DIR --format html --out report.html" + (
-        f" --baseline {shlex.quote(baseline)}" if baseline else ""
-    )
     details = []
     for run in runs:
         settings = {**run.config, "data": "DIR"} if run.config.get("data") else run.config  # a path says whose machine
@@ -425,7 +421,7 @@ def _provenance(groups: Sequence[Group], problems: Sequence[str]) -> Html:
         "section",
         tag("h2", "Provenance, and how to reproduce it"),
         tag("p", "This page again, from the same run folders in DIR (the same folders give the same bytes):"),
-        tag("pre", again, tabindex=0),
+        tag("pre", _again(groups), tabindex=0),
         _table(sheet),
         _notes(sheet.notes),
         tag(
@@ -435,6 +431,18 @@ def _provenance(groups: Sequence[Group], problems: Sequence[str]) -> Html:
         ),
         id="provenance",
     )
+
+
+def _again(groups: Sequence[Group]) -> str:
+    """The command that makes this page. A baseline that stands in for a missing one was not asked for."""
+    parts = ["cotune", "compare", "DIR", "--format", "html", "--out", "report.html"]
+    asked = [g.baseline for g in groups if not any(note.startswith("No finished run of") for note in g.notes)]
+    baseline = next((name for name in asked if name not in (None, "zero-shot")), None)
+    done = [run for g in groups for row in g.rows for run in row.runs if run.status == "done"]
+    metric = next((run.metric for run in done if run.metric != run.summary.get("headline")), None)
+    parts += ["--baseline", baseline] if baseline else []
+    parts += ["--metric", metric] if metric else []
+    return shlex.join(parts)
 
 
 def _facts(run: Run) -> tuple[str, ...]:
@@ -458,12 +466,12 @@ def command(run: Run) -> str:
     settings = changed(run.config)
     if not settings:
         return "config.json is damaged: what made this run is not known."
-    words = ["cotune", "run"]
+    parts = ["cotune", "run"]
     for key, value in settings.items():
         if key in ("strategy", "model", "task", "seed", "generator", "engine"):
-            words += [f"--{key}", str(value)]
+            parts += [f"--{key}", str(value)]
         elif key == "data":
-            words += ["--data", "DIR"]
+            parts += ["--data", "DIR"]
         else:
-            words += ["--set", f"{key}={json.dumps(value)}"]
-    return shlex.join(words)
+            parts += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
+    return shlex.join(parts)

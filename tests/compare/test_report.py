@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shlex
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from cotune.compare import evidence, plots, report
 from cotune.compare.markup import data, tag
 from cotune.compare.stats import Estimate
 from cotune.compare.tables import compare
+from cotune.config import parse_set, resolve
 
 IDS = [f"q{i}" for i in range(40)]
 ZEROS = dict.fromkeys(IDS, 0.0)
@@ -215,6 +217,23 @@ def test_provenance_names_digests_and_the_command_of_every_run(runs: Path, tmp_p
     assert "/somewhere/rows" not in seen.text
     row = next(row for row in seen.tables[-1] if row[0] == other.name)
     assert row[1:4] == ["done", "abcdef01", "2.99"]
+
+
+def test_the_commands_make_run_and_page_again(tmp_path: Path) -> None:
+    """What they say is read back as the same settings, and the same page."""
+    settings = {"seed_instruction": 'Say "hi" – it\'s\nfine 😀', "prompt": {"rounds": 7}, "joint": {"share": 0.25}}
+    write_run(tmp_path, "zero-shot", ZEROS)
+    write_run(tmp_path, "joint", MOST, settings=settings, seed=3)
+    (group,) = compare([tmp_path], "joint", "accuracy")
+    run = next(row.runs[0] for row in group.rows if row.strategy == "joint")
+    words = shlex.split(report.command(run))
+    assert words[:2] == ["cotune", "run"]
+    given = list(zip(words[2::2], words[3::2], strict=True))
+    named = {name[2:]: value for name, value in given if name != "--set"}
+    again = resolve(named | {"seed": int(named["seed"])}, parse_set([v for name, v in given if name == "--set"]))
+    assert again.model_dump(mode="json") == dict(run.config)
+    assert "cotune compare DIR --format html --out report.html --baseline joint<" in report.as_html([group])
+    assert "--out report.html<" in page_of(tmp_path)
 
 
 def test_the_same_folders_give_the_same_bytes(runs: Path) -> None:
