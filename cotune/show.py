@@ -5,13 +5,13 @@ Reads the folder and nothing else; no model, no torch. A file that is damaged is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cotune.compare.escape import clean, short
+from cotune.compare.labels import changed
 from cotune.compare.runs import read_run
-from cotune.config import resolve
 from cotune.diagnosis import warnings
 from cotune.errors import CotuneError, UsageError
 from cotune.record import read_json, read_rows, run_folders
@@ -61,24 +61,6 @@ def _read(read: Any, problems: list[str], otherwise: Any) -> Any:
     except CotuneError as error:
         problems.append(str(error))
         return otherwise
-
-
-def changed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted setting -> value, where it differs from the default for this model."""
-    names = {key: config.get(key) for key in ("strategy", "model", "task")}
-    if not all(isinstance(name, str) for name in names.values()):
-        return {}
-    default = resolve(names).model_dump(mode="json")
-    return names | dict(_differences(config, default))
-
-
-def _differences(config: Mapping[str, Any], default: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    default = default if isinstance(default, Mapping) else {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _differences(value, default.get(key), f"{prefix}{key}.")
-        elif value != default.get(key):
-            yield prefix + key, value
 
 
 def curves(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

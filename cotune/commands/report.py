@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ import typer
 from cotune.commands.run import Data, Json, Out
 from cotune.output import drawn, emit, emit_json, note
 
-Format = Literal["table", "markdown", "csv", "json", "latex"]
+Format = Literal["table", "markdown", "csv", "json", "latex", "html"]
 Kind = Literal["strategies", "tasks", "models", "engines"]
 
 
@@ -33,13 +34,19 @@ def compare(
         Path | None, typer.Option(metavar="FILE|DIR", help="Of the folders, only the runs that this study stands for.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of stdout.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write the plots of the HTML report there, as SVG files.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Put finished runs side by side: scores, paired differences tested and in words, 2x2, cost."""
-    from cotune.compare import render, tables
+    from cotune.compare import render, report, tables
+    from cotune.errors import UsageError
 
-    groups = tables.compare(_of_study(folders, study) if study else folders, baseline, metric)
     chosen = "json" if as_json else format
+    if chosen == "html" and not out and sys.stdout.isatty():
+        raise UsageError("An HTML report is a file, not for a terminal. Add --out report.html.")
+    groups = tables.compare(_of_study(folders, study) if study else folders, baseline, metric)
     if chosen == "table":
         text = drawn(render.as_table(groups), terminal=not out and sys.stdout.isatty())
     else:
@@ -48,7 +55,10 @@ def compare(
             "csv": render.as_csv,
             "json": render.as_json,
             "latex": render.as_latex,
+            "html": report.as_html,
         }[chosen](groups)
+    if plots:
+        save_all(plots, report.drawings(groups))
     if out:
         save(out, text)
     else:
@@ -88,6 +98,18 @@ def save(path: Path, text: str) -> None:
             write_atomic(path.resolve(), text)  # through a link, not over it
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from None
+
+
+def save_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """File name -> text, into a folder that is made where it is missing. Raises UsageError when it cannot be."""
+    from cotune.errors import UsageError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be made a folder ({error.strerror}). Choose another --plots.") from None
+    for name, text in texts.items():
+        save(folder / name, text)
 
 
 def show(

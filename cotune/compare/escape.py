@@ -36,8 +36,11 @@ def clean(text: object, newlines: bool = False) -> str:
     A newline stays when `newlines` is set; else it is shown as `\\n`, like the other escapes, so that the result
     is one line.
     """
+    text = str(text)
+    if (text.replace("\n", "") if newlines else text).isprintable():  # nearly always, and a hundred times as fast
+        return text
     out = []
-    for char in str(text):
+    for char in text:
         if char.isprintable() or (newlines and char == "\n"):
             out.append(char)
         else:

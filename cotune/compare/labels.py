@@ -90,3 +90,21 @@ def _flat(config: Mapping[str, Any], strategy: str, prefix: str = "") -> dict[st
         else:
             flat[prefix + key] = value
     return flat
+
+
+def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted setting -> value, where it differs from the default for this model."""
+    names = {key: config.get(key) for key in ("strategy", "model", "task")}
+    if not all(isinstance(name, str) for name in names.values()):
+        return {}
+    default = resolve(names).model_dump(mode="json")
+    return names | dict(_differences(config, default))
+
+
+def _differences(config: Mapping[str, Any], default: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    default = default if isinstance(default, Mapping) else {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _differences(value, default.get(key), f"{prefix}{key}.")
+        elif value != default.get(key):
+            yield prefix + key, value

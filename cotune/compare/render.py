@@ -88,14 +88,14 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
             cells = ("prompt/weights %", *CELLS, "interaction")
             words = tuple(row.interaction_sentence for row in done if row.interaction_sentence)
             out.append(Sheet(f"{title} · 2x2", cells, crossed, words))
-    return out + _means(overall(groups))
+    return out + means(overall(groups))
 
 
-def _means(means: Sequence[Overall]) -> list[Sheet]:
-    """One sheet for each model and engine."""
+def means(told: Sequence[Overall]) -> list[Sheet]:
+    """One sheet for each model and engine, and one of its tests."""
     out = []
-    for model, engine, baseline in dict.fromkeys((o.model, o.engine, o.baseline) for o in means):
-        rows = [o for o in means if (o.model, o.engine, o.baseline) == (model, engine, baseline)]
+    for model, engine, baseline in dict.fromkeys((o.model, o.engine, o.baseline) for o in told):
+        rows = [o for o in told if (o.model, o.engine, o.baseline) == (model, engine, baseline)]
         names = ("strategy", "mean score %", _against(baseline), f"gain relative to {baseline} %")
         title = f"mean of {len(rows[0].tasks)} tasks · {model} · {engine}"
         note = f"Every task counts alike: {', '.join(rows[0].tasks)}. Relative gains are averaged over tasks."

@@ -7,7 +7,7 @@ status "damaged": it stays visible and takes part in no number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Run:
     """`status` is done, no-data, failed, unfinished, damaged or no-metric; only a done run has `scores`.
 
     `scores` maps example id -> score in [0, 1]; `cells` maps each cell of the 2x2 to such scores, empty without a 2x2.
-    They are of `metric`.
+    They are of `metric`. `folder` is where it was read from.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Run:
     scores: Mapping[str, float] = field(default_factory=dict)
     cells: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     metric: str = "score"
+    folder: Path = Path()
 
     @property
     def task(self) -> str:
@@ -74,6 +75,10 @@ def read_run(folder: Path, metric: str | None = None) -> Run:
 
     `metric` names one of the task's, for example "token_f1"; None: its headline. A run without it is "no-metric".
     """
+    return replace(_read(folder, metric), folder=folder)
+
+
+def _read(folder: Path, metric: str | None) -> Run:
     name = folder.resolve().name
     config: dict[str, Any] = {}
     try:

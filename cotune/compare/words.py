@@ -47,6 +47,43 @@ def relative_gain(ours: str, theirs: str, tested: Finding) -> str:
     )
 
 
+def answer(theirs: str, tested: Sequence[tuple[str, Finding]]) -> str:
+    """All differences to one baseline in one sentence, without its full stop: who is better, who is worse, who is not
+    shown to be either. It ranks nobody among those that are better: that was not tested.
+    """
+    better = [(name, t) for name, t in tested if t.significant and t.estimate.mean > 0]
+    worse = [(name, t) for name, t in tested if t.significant and t.estimate.mean < 0]
+    unclear = [name for name, t in tested if not t.significant]
+    parts = [
+        f"{few([n for n, _ in some])} {'is' if len(some) == 1 else 'are'} {word} than {theirs} by {_amounts(some)}"
+        for word, some in (("better", better), ("worse", worse))
+        if some
+    ]
+    if unclear and not parts:
+        return f"no difference is shown between {theirs} and {'any of ' * (len(unclear) > 1)}{few(unclear)}"
+    if unclear:
+        parts.append(f"no difference from {theirs} is shown for {few(unclear)}")
+    return "; ".join(parts)
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def few(names: Sequence[str]) -> str:
+    """Up to five names; of more, three and how many others."""
+    return listed(names if len(names) <= 5 else [*names[:3], f"{len(names) - 3} more"])
+
+
+def _amounts(some: Sequence[tuple[str, Finding]]) -> str:
+    means = [abs(t.estimate.mean) for _, t in some]
+    if len(some) == 1:
+        return f"{points(means[0])} points{_interval(some[0][1], some[0][1].estimate.mean)}"
+    low, high = points(min(means)), points(max(means))
+    return f"{low} points each" if low == high else f"{low} to {high} points"
+
+
 def uncovered(sides: Sequence[tuple[str, Arm]]) -> str:
     """Which seeds the interval of a score (one side) or of a difference (two) does not cover; "" when it covers all."""
     few = [(name, "one seed" if arm.seeds == 1 else "two seeds") for name, arm in sides if arm.blind]

@@ -102,3 +102,20 @@ def test_p_shows_which_side_of_5_percent() -> None:
     shown = {0.0496: "0.0496", 0.0504: "0.0504", 0.0004: "<0.001", 0.12345: "0.123", 1.0: "1.000"}
     assert {p: words.p_value(p) for p in shown} == shown
     assert words.p_value(None) == ""
+
+
+def test_the_answer_names_who_is_better_worse_and_not_shown_to_be_either() -> None:
+    worse = replace(FOUND, estimate=Estimate(-0.02, -0.03, -0.01, 0.005, 500))
+    more = replace(FOUND, estimate=Estimate(0.08, 0.06, 0.1, 0.01, 500))
+    assert words.answer("z", [("a", FOUND)]) == "a is better than z by 3.1 points (95% 0.9 to 5.3)"
+    assert words.answer("z", [("a", FOUND), ("b", more), ("c", worse), ("d", NOT)]) == (
+        "a and b are better than z by 3.1 to 8.0 points; c is worse than z by 2.0 points (95% 1.0 to 3.0); "
+        "no difference from z is shown for d"
+    )
+    assert words.answer("z", [("a", FOUND), ("b", FOUND)]) == "a and b are better than z by 3.1 points each"
+    assert words.answer("z", [("a", NOT)]) == "no difference is shown between z and a"
+    assert words.answer("z", [("a", NOT), ("b", NOT)]) == "no difference is shown between z and any of a and b"
+    lost = replace(FOUND, p_holm=0.06)
+    assert words.answer("z", [(n, lost) for n in "abcdefg"]) == (
+        "no difference is shown between z and any of a, b, c and 4 more"
+    )
