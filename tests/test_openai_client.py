@@ -251,7 +251,12 @@ def test_an_interrupt_ends_at_once_while_requests_are_on_their_way(server: ChatS
         "import sys; from cotune.openai_client import ChatClient\n"
         f"ChatClient({server.url!r}).ask_all([{json.dumps(body())}] * 20)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # a job in the background ignores it
+    )
     while len(server.seen) < 8:
         assert process.poll() is None
         time.sleep(0.01)
