@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,15 @@ def test_what_a_new_process_prints_goes_to_the_log(tmp_path: Path, capfd: pytest
     assert capfd.readouterr().out == "after\n"
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A job in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_is_not_lost_in_a_start() -> None:
     """vLLM drops the KeyboardInterrupt that comes while it waits for its new process."""
     before = signal.getsignal(signal.SIGINT)
