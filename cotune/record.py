@@ -177,14 +177,16 @@ class RunFolder:
     def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         write_atomic(self.path / name, "".join(json_line(row) for row in rows))
 
-    def event(self, event: Event) -> None:
-        """Append to events.jsonl. A replayed event that is there already is not written twice."""
+    def event(self, event: Event) -> dict[str, Any] | None:
+        """Append to events.jsonl; returns the row, None for a replayed event: what is there is not written twice."""
         row = {"kind": event.kind, **event.data}
         identity = _identity(row)
         if event.kind == "progress" or identity in self._events:
-            return
+            return None
         self._events.add(identity)
-        self._append("events.jsonl", {"i": len(self._events) - 1, "time": round(time.time(), 3), **row})
+        row = {"i": len(self._events) - 1, "time": round(time.time(), 3), **row}
+        self._append("events.jsonl", row)
+        return row
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         path = self.path / name

@@ -203,7 +203,9 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def run_one(experiment: Experiment, out: Path, cache: Path | None = None) -> dict[str, Any]:
+def run_one(
+    experiment: Experiment, out: Path, cache: Path | None = None, trackers: Sequence[str] = ()
+) -> dict[str, Any]:
     """The row of one run, made here and now, with a cache of generations in the file `cache`.
 
     Whatever goes wrong in it is its reason.
@@ -217,7 +219,7 @@ def run_one(experiment: Experiment, out: Path, cache: Path | None = None) -> dic
     try:
         with listener(quiet=True, prefix=f"{experiment.config.run_name}: ") as listen:
             kept = GenerationCache(cache) if cache else None
-            summary = composition.run(experiment.config, out, None, listen, kept).summary
+            summary = composition.run(experiment.config, out, None, listen, kept, trackers).summary
     except Exception as error:
         summary = _failed(error)
     sys.stdout.flush()

@@ -44,6 +44,7 @@ RANK = {
     "joint_items": 9,
     "checks": 10,
     "strategies": 10,
+    "trackers": 4,
     "experiment": 11,
     "finished": 12,
     "planning": 12,
@@ -94,7 +95,7 @@ def test_imports_point_down(path: Path) -> None:
             assert other in COMPARE_MAY_SEE, f"compare imports {name}"
 
 
-@pytest.mark.parametrize("folder", ["engines", "strategies"])
+@pytest.mark.parametrize("folder", ["engines", "strategies", "trackers"])
 def test_concrete_files_do_not_know_each_other(folder: str) -> None:
     for path in (PACKAGE / folder).glob("*.py"):
         if path.stem not in ("__init__", "base"):

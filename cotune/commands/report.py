@@ -14,7 +14,7 @@ from cotune.commands.run import Data, Json, Out
 from cotune.output import drawn, emit, emit_json, note
 
 Format = Literal["table", "markdown", "csv", "json", "latex", "html"]
-Kind = Literal["strategies", "tasks", "models", "engines"]
+Kind = Literal["strategies", "tasks", "models", "engines", "trackers"]
 
 
 def compare(

@@ -36,6 +36,14 @@ Cache = Annotated[
         help="Keep generations in this file and take from it what another run has made. Default: none.",
     ),
 ]
+Tracker = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        envvar="COTUNE_TRACKERS",
+        help="Copy the run's numbers to mlflow, wandb (offline) or tensorboard; repeatable. Default: none.",
+    ),
+]
 Budget = Annotated[
     list[str] | None,
     typer.Option(
@@ -68,6 +76,7 @@ def run(
     out: Out = Path("results"),
     name: Annotated[str | None, typer.Option(help="Name of the run folder. Default: from the config.")] = None,
     cache: Cache = None,
+    tracker: Tracker = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print config, stages and cost; run nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -93,6 +102,7 @@ def run(
     if name is not None and (not name.strip() or name == ".." or Path(name).name != name):
         raise UsageError(f"--name {name!r} is not one folder name. Use --out for the folder that holds it.")
     resolved = configured(config, sets, flags | parse_budget(budget or []))
+    trackers = _trackers(tracker)
     if plan:
         _plan(resolved, out, name, as_json)
         return
@@ -103,7 +113,7 @@ def run(
 
     kept = GenerationCache(cache) if cache else None
     with listener(quiet, config=resolved.model_dump(mode="json")) as listen, redirect_stdout(sys.stderr):
-        result = experiment.run(resolved, out, name, listen, kept)
+        result = experiment.run(resolved, out, name, listen, kept, trackers)
     if as_json:
         emit_json({"folder": str(result.folder), **result.summary})
     else:
@@ -121,6 +131,15 @@ def configured(file: Path | None, sets: list[str] | None, flags: dict[str, Any])
     config = resolve(read_toml(file) if file else {}, parse_set(sets or []), given)
     check_names(config.strategy, config.task, config.engine)
     return config
+
+
+def _trackers(wanted: list[str] | None) -> tuple[str, ...]:
+    """Raises UsageError with the nearest names for one that is in no table."""
+    from cotune.catalog import check_names
+
+    for name in wanted or ():
+        check_names(tracker=name)
+    return tuple(wanted or ())
 
 
 def _calm_libraries(quiet: bool) -> None:
@@ -209,6 +228,7 @@ def study(
     out: Out = Path("results"),
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
     cache: Cache = None,
+    tracker: Tracker = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what every run would cost at most; run nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -223,6 +243,7 @@ def study(
     flags = parse_budget(budget or []) | ({"data": data} if data else {})
     overrides = merged(merged(laid_on, parse_set(sets or [])), flags)
     planned = studies.experiments(path, overrides)
+    trackers = _trackers(tracker)
     _calm_libraries(quiet)
     if plan:
         with redirect_stdout(sys.stderr):
@@ -241,7 +262,7 @@ def study(
 
     if cache:
         GenerationCache(cache)  # that it cannot be used is said once, before anything runs
-    rows = studies.run_all(planned, out, jobs, report, partial(studies.run_one, cache=cache))
+    rows = studies.run_all(planned, out, jobs, report, partial(studies.run_one, cache=cache, trackers=trackers))
     failed = sum(row["status"] == "failed" for row in rows)
     if as_json:
         emit_json({"runs": rows, "failed": failed})
