@@ -33,6 +33,10 @@ def compare(
     study: Annotated[
         Path | None, typer.Option(metavar="FILE|DIR", help="Of the folders, only the runs that this study stands for.")
     ] = None,
+    allow_mixed: Annotated[
+        bool,
+        typer.Option("--allow-mixed", help="Compare runs with other data, decoding or grader, and mark the table."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of stdout.")] = None,
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write the plots of the HTML report there, as SVG files.")
@@ -46,7 +50,7 @@ def compare(
     chosen = "json" if as_json else format
     if chosen == "html" and not out and sys.stdout.isatty():
         raise UsageError("An HTML report is a file, not for a terminal. Add --out report.html.")
-    groups = tables.compare(_of_study(folders, study) if study else folders, baseline, metric)
+    groups = tables.compare(_of_study(folders, study) if study else folders, baseline, metric, allow_mixed)
     if chosen == "table":
         text = drawn(render.as_table(groups), terminal=not out and sys.stdout.isatty())
     else:

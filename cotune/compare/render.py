@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from cotune.compare import escape
+from cotune.compare import checked, escape
 from cotune.compare.runs import CELLS
 from cotune.compare.stats import Estimate, Finding
 from cotune.compare.tables import (
@@ -43,21 +43,27 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table of ready, unescaped cells. The first column is text, the others are aligned right."""
+    """One table of ready, unescaped cells. The first column is text, the others are aligned right.
+
+    `best` are the rows with the highest score, of a table whose column `score` has it.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    best: tuple[int, ...] = ()
+    score: int = 0
 
 
-def sheets(groups: Sequence[Group]) -> list[Sheet]:
+def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
     """Of each group the scores with what they show in words, the tests, the costs, what an answer costs, the spread of
-    several runs, and the 2x2 where a strategy turned both levers. Then, where there are several tasks, their mean.
+    several runs, the 2x2 where a strategy turned both levers, and what the checks found, `whole`: also where that is
+    nothing. Then, where there are several tasks, their mean.
     """
     out = []
     for group in groups:
-        title = f"{group.task} · {group.model} · {group.engine}"
+        title = group.title
         reasons = [
             f"{row.status}: {row.strategy}, {', '.join(run.name for run in row.runs)}: {row.reason}"
             for row in group.rows
@@ -67,8 +73,12 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
         ranges = ("range over seeds",) if several else ()
         header = ("strategy", "seeds", "n", f"{group.metric} %", *ranges, _against(group.baseline), "status")
         said = [row.sentence for row in group.rows if row.sentence]
-        notes = (*group.notes, *reasons, *said)
-        out.append(Sheet(title, header, tuple(_scores(row, several) for row in group.rows), notes))
+        runs = {row.strategy: row.runs for row in group.rows if row.status == "done"}
+        found = checked.table(runs, whole)
+        fine = ("Checks: nothing found.",) if not found[1] and checked.is_known(runs) else ()
+        notes = (*group.notes, *reasons, *said, *fine)
+        best = _best([row.score and row.score.mean for row in group.rows])
+        out.append(Sheet(title, header, tuple(_scores(row, several) for row in group.rows), notes, best, 3))
         tested = tuple((row.strategy, *_tested(row.difference)) for row in group.rows if row.difference)
         if tested:
             out.append(Sheet(f"{title} · tests", (f"against {group.baseline}", *_TESTED), tested, ()))
@@ -88,6 +98,8 @@ def sheets(groups: Sequence[Group]) -> list[Sheet]:
             cells = ("prompt/weights %", *CELLS, "interaction")
             words = tuple(row.interaction_sentence for row in done if row.interaction_sentence)
             out.append(Sheet(f"{title} · 2x2", cells, crossed, words))
+        if found[1]:
+            out.append(Sheet(f"{title} · checks", *found, ()))
     return out + means(overall(groups))
 
 
@@ -97,14 +109,23 @@ def means(told: Sequence[Overall]) -> list[Sheet]:
     for model, engine, baseline in dict.fromkeys((o.model, o.engine, o.baseline) for o in told):
         rows = [o for o in told if (o.model, o.engine, o.baseline) == (model, engine, baseline)]
         names = ("strategy", "mean score %", _against(baseline), f"gain relative to {baseline} %")
-        title = f"mean of {len(rows[0].tasks)} tasks · {model} · {engine}"
+        mixed = rows[0].mixed
+        title = f"mean of {len(rows[0].tasks)} tasks · {model} · {engine}{' · MIXED RUNS' if mixed else ''}"
         note = f"Every task counts alike: {', '.join(rows[0].tasks)}. Relative gains are averaged over tasks."
         said = [o.sentence for o in rows if o.sentence]
-        out.append(Sheet(title, names, tuple(_mean(o) for o in rows), (note, *said)))
+        said = [f"Mixed runs, see the tables of: {', '.join(mixed)}.", *said] if mixed else said
+        best = _best([o.score.mean for o in rows])
+        out.append(Sheet(title, names, tuple(_mean(o) for o in rows), (note, *said), best, 1))
         tested = tuple((o.strategy, *_tested(o.difference)) for o in rows if o.difference)
         if tested:
             out.append(Sheet(f"{title} · tests", (f"against {baseline}", *_TESTED), tested, ()))
     return out
+
+
+def _best(scores: Sequence[float | None]) -> tuple[int, ...]:
+    """Where the highest score is, if there is another one to be higher than."""
+    known = [score for score in scores if score is not None]
+    return tuple(i for i, score in enumerate(scores) if score == max(known)) if len(known) > 1 else ()
 
 
 def _against(baseline: str | None) -> str:
@@ -264,21 +285,31 @@ def as_markdown(groups: Sequence[Group]) -> str:
 
 
 def as_latex(groups: Sequence[Group]) -> str:
-    """One `table` per sheet; needs \\usepackage{booktabs}."""
+    """One `table` per sheet; needs \\usepackage{booktabs}. Bold: the highest score; a star is raised."""
 
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(escape.latex(escape.clean(cell)) for cell in cells) + r" \\" + "\n"
+    def line(cells: Sequence[str], bold: int = 0) -> str:
+        texts = [escape.latex(escape.clean(cell)) for cell in cells]
+        if bold:
+            mean, blank, interval = texts[bold].partition(" ")
+            texts[bold] = f"\\textbf{{{mean}}}{blank}{interval}"
+        texts[1:] = [f"{text[:-1]}$^{{*}}$" if text.endswith("*") else text for text in texts[1:]]
+        return " & ".join(texts) + r" \\" + "\n"
 
     out = []
     for sheet in sheets(groups):
-        notes = " ".join(escape.latex(escape.clean(text)) for text in (*sheet.notes, LEGEND))
+        bold = (_BOLD,) if sheet.best else ()
+        notes = " ".join(escape.latex(escape.clean(text)) for text in (*sheet.notes, *bold, LEGEND))
+        body = "".join(line(row, sheet.score if i in sheet.best else 0) for i, row in enumerate(sheet.rows))
         out.append(
             "\\begin{table}\n\\centering\n"
             f"\\caption{{{escape.latex(escape.clean(sheet.title))}. {notes}}}\n"
             f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}\n\\toprule\n{line(sheet.header)}\\midrule\n"
-            f"{''.join(line(row) for row in sheet.rows)}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+            f"{body}\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
         )
     return "% needs \\usepackage{booktabs}\n" + "\n".join(out)
+
+
+_BOLD = "Bold: the highest score, which says nothing of whether a difference is shown."
 
 
 def as_csv(groups: Sequence[Group]) -> str:
@@ -307,6 +338,7 @@ def as_json(groups: Sequence[Group]) -> str:
                 "metric": group.metric,
                 "baseline": group.baseline,
                 "notes": list(group.notes),
+                "mixed": list(group.mixed),
                 "rows": [_tidy(record(group, row)) for row in group.rows],
             }
             for group in groups

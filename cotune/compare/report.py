@@ -108,7 +108,8 @@ def answer(group: Group) -> str:
     said = words.answer(str(group.baseline), tested)
     sides = list(dict.fromkeys(t.uncovered for _, t in tested if t.uncovered))
     caveat = sides[0] if len(sides) == 1 else "not every seed is covered: see the sentences below" if sides else ""
-    return "; ".join(filter(None, (f"On {group.task}, {said}", caveat, left))) + "."
+    mixed = "these are mixed runs, which are not comparable: see the notes below" if group.mixed else ""
+    return "; ".join(filter(None, (f"On {group.task}, {said}", mixed, caveat, left))) + "."
 
 
 def mean_answer(told: Sequence[Overall], groups: Sequence[Group]) -> str:
@@ -124,7 +125,8 @@ def mean_answer(told: Sequence[Overall], groups: Sequence[Group]) -> str:
     sides = list(dict.fromkeys(t.uncovered for _, t in tested if t.uncovered))
     caveat = sides[0] if len(sides) == 1 else "not every seed is covered" if sides else ""
     said = f"{where}, {words.answer(told[0].baseline, tested)}"
-    return "; ".join(filter(None, (said, caveat, absent))) + "."
+    mixed = f"mixed runs of {words.listed(told[0].mixed)}" if told[0].mixed else ""
+    return "; ".join(filter(None, (said, mixed, caveat, absent))) + "."
 
 
 def _not_done(group: Group) -> str:
@@ -141,7 +143,7 @@ def _by_setting(told: Sequence[Overall]) -> list[tuple[str, list[Overall]]]:
 
 
 def _title(group: Group) -> str:
-    return f"{group.task} · {group.model} · {group.engine}"
+    return group.title
 
 
 def _contents(groups: Sequence[Group], told: Sequence[Overall]) -> Html:
@@ -156,7 +158,7 @@ def _contents(groups: Sequence[Group], told: Sequence[Overall]) -> Html:
 
 
 def _section(name: str, group: Group, problems: list[str]) -> Html:
-    first, *others = sheets([group])
+    first, *others = sheets([group], whole=True)
     drawn = _plots(group, problems)
     return tag(
         "section",
@@ -164,7 +166,7 @@ def _section(name: str, group: Group, problems: list[str]) -> Html:
         _table(first, group),
         _notes(first.notes),
         tag("div", [_figure(plot, caption) for plot, caption in drawn.values()], class_="figures"),
-        tag("h3", "Tests, spread, cost and what an answer costs") if others else None,
+        tag("h3", "Tests, spread, cost, what an answer costs, checks") if others else None,
         [
             tag("details", tag("summary", sheet.title.split(" · ")[-1]), _table(sheet, group), _notes(sheet.notes))
             for sheet in others
@@ -442,6 +444,7 @@ def _again(groups: Sequence[Group]) -> str:
     metric = next((run.metric for run in done if run.metric != run.summary.get("headline")), None)
     parts += ["--baseline", baseline] if baseline else []
     parts += ["--metric", metric] if metric else []
+    parts += ["--allow-mixed"] if any(group.mixed for group in groups) else []
     return shlex.join(parts)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cotune.compare import crossed, words
+from cotune.compare import checked, crossed, mixtures, words
 from cotune.compare.crossed import Arm
 from cotune.compare.labels import variant_labels
 from cotune.compare.runs import CELLS, Run, read_all
@@ -23,13 +23,6 @@ from cotune.errors import UsageError
 
 STRATEGY_ORDER = ("zero-shot", "prompt-only", "lora-only", "sequential", "joint")
 BASELINE = "zero-shot"
-# What must be equal before scores may stand side by side, and how it is called in the refusal.
-COMPARABLE = {
-    "data_digest": "data",
-    "test_ids_digest": "test examples",
-    "decoding_digest": "decoding",
-    "grader_version": "grader version",
-}
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
+    """Runs of one task, model and engine. `mixed` says what keeps them from being comparable, when that was allowed."""
+
     task: str
     model: str
     engine: str
@@ -64,6 +59,11 @@ class Group:
     baseline: str | None
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    mixed: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.task} · {self.model} · {self.engine}{' · MIXED RUNS' if self.mixed else ''}"
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,20 @@ class Overall:
     difference: Finding | None
     relative_gain: Finding | None
     sentence: str = ""
+    mixed: tuple[str, ...] = ()  # those of its tasks whose runs are not comparable
 
 
-def compare(paths: Iterable[Path], baseline: str | None = None, metric: str | None = None) -> list[Group]:
+def compare(
+    paths: Iterable[Path], baseline: str | None = None, metric: str | None = None, allow_mixed: bool = False
+) -> list[Group]:
     """Group and compare all run folders among `paths` and one level below.
 
     `baseline` names the strategy, or one variant as its row calls it, that differences are taken to; None: zero-shot.
     A group without a finished run of it uses its first row instead and says so in its notes. `metric`: of the task's
-    metrics, the one to compare; None: the headline.
-    Raises UsageError when there is no run, when no run is called that or has that metric, or when a group mixes data,
-    test examples, decoding or grader versions.
+    metrics, the one to compare; None: the headline. `allow_mixed`: a group that mixes data, test examples, decoding or
+    grader versions is compared by the examples that all of its runs have, and marked.
+    Raises UsageError when there is no run, when no run is called that or has that metric, or when a group mixes
+    what must be equal (with `allow_mixed`: when its runs have no example in common).
     """
     runs = read_all(paths, metric)
     if metric and not any(run.status == "done" for run in runs):
@@ -102,6 +106,11 @@ def compare(paths: Iterable[Path], baseline: str | None = None, metric: str | No
     grouped: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.task, run.model, _engine(run, runs)), []).append(run)
+    if allow_mixed:
+        grouped = {key: mixtures.shared(part) for key, part in grouped.items()}
+    else:
+        for part in grouped.values():
+            mixtures.refuse([run for run in part if run.status == "done"])
     labels = {run: label for part in grouped.values() for run, label in variant_labels(part).items()}
     known = {run.strategy for run in runs} | set(labels.values())
     if baseline and baseline not in known:
@@ -191,7 +200,9 @@ def _overall(groups: Sequence[Group], strategy: str, rows: Sequence[Row], base: 
         low=None if score.low is None else max(0.0, score.low),
         high=None if score.high is None else min(1.0, score.high),
     )
-    return Overall(groups[0].model, groups[0].engine, str(groups[0].baseline), strategy, tasks, score, difference, gain)
+    model, engine, baseline = groups[0].model, groups[0].engine, str(groups[0].baseline)
+    mixed = tuple(g.task for g in groups if g.mixed)
+    return Overall(model, engine, baseline, strategy, tasks, score, difference, gain, mixed=mixed)
 
 
 def _arm_of(row: Row) -> Arm:
@@ -214,7 +225,6 @@ def _rank(strategy: str) -> tuple[int, str]:
 
 def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, str], wanted: str) -> Group:
     done = [run for run in runs if run.status == "done"]
-    refuse_mixtures(done)
     pooled: dict[str, list[Run]] = {}
     for run in done:
         pooled.setdefault(labels[run], []).append(run)
@@ -222,7 +232,9 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, 
     named = [label for label in order if label == wanted]
     variants = [label for label in order if pooled[label][0].strategy == wanted]
     base = next(iter(named + variants + order), None)
-    notes = []
+    ids = list(done[0].scores) if done else []
+    mixed = mixtures.marks(done, len(ids))
+    notes = list(mixed)
     if base and not named and not variants:
         notes.append(f"No finished run of {wanted}: differences are to {base}.")
     elif not named and len(variants) > 1:
@@ -235,31 +247,12 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, 
             )
     if any(run.config.get("measured") == "val" for run in done):
         notes.append("Measured on val, where strategies may also have chosen: for choosing settings, not for a claim.")
-    ids = list(done[0].scores) if done else []
     arms = {label: _arm(pooled[label], [run.scores for run in pooled[label]], ids) for label in order}
     rows = [_row(label, pooled[label], arms[label], base, arms[base], ids) for label in order] if base else []
     rows += [Row(labels[run], run.status, (run,), run.reason) for run in runs if run.status != "done"]
     rows.sort(key=lambda r: (_rank(r.runs[0].strategy), r.strategy, r.status != "done", r.runs[0].seed or 0))
     metric = done[0].metric if done else "score"
-    return Group(*key, metric, base, tuple(rows), tuple(notes))
-
-
-def refuse_mixtures(runs: Sequence[Run]) -> None:
-    """Raises UsageError naming what differs between which runs."""
-    for field, word in COMPARABLE.items():
-        sides: dict[str, list[str]] = {}
-        for run in runs:
-            sides.setdefault(str(run.summary.get("comparable", {}).get(field)), []).append(run.name)
-        if len(sides) > 1:
-            named = "; ".join(f"{word} {value}: {_names(names)}" for value, names in sorted(sides.items()))
-            raise UsageError(
-                f"These runs of {runs[0].task} with {runs[0].model} cannot be compared, because their {word} differ. "
-                f"{named}. Give only runs of one kind."
-            )
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Group(*key, metric, base, tuple(rows), tuple(notes), mixed)
 
 
 def _row(label: str, runs: Sequence[Run], arm: Arm, base: str, theirs: Arm, ids: Sequence[str]) -> Row:
@@ -377,6 +370,8 @@ def outcomes(row: Row) -> dict[str, int] | None:
     """Grades of all runs of the row together: correct + wrong + truncated + errored = n x runs."""
     if row.status != "done":
         return None
+    if any(run.summary["outcomes"] is None for run in row.runs):  # examples were left out of mixed runs
+        return None
     names = ("correct", "wrong", "truncated", "errored")
     return {name: sum(run.summary["outcomes"].get(name, 0) for run in row.runs) for name in names}
 
@@ -428,6 +423,8 @@ def record(group: Group, row: Row) -> dict[str, Any]:
         },
         **{f"serving_{unit}": serving(row, unit) for unit in ("flops", "seconds")},
         **{name: counted.get(name) for name in ("correct", "wrong", "truncated", "errored")},
+        **checked.worst(row.runs),
+        "mixed": " ".join(group.mixed) or None,
         "run_names": [run.name for run in row.runs],
         "reason": row.reason or None,
     }
@@ -442,6 +439,7 @@ def overall_record(over: Overall) -> dict[str, Any]:
         "baseline": over.baseline,
         "strategy": over.strategy,
         "tasks": list(over.tasks),
+        "mixed": list(over.mixed),
         "score": over.score.mean,
         "score_low": over.score.low,
         "score_high": over.score.high,

@@ -145,6 +145,19 @@ def test_clean_keeps_what_people_write() -> None:
     assert short("a\nb", 10) == "a\\nb"
 
 
+def test_latex_has_the_best_score_bold_and_stars_raised(tmp_path: Path) -> None:
+    names = [f"e{i}" for i in range(40)]
+    write_run(tmp_path, "zero-shot", dict.fromkeys(names, 0.0))
+    write_run(tmp_path, "joint", dict.fromkeys(names, 1.0))
+    text = as_latex(compare([tmp_path]))
+    rows = [line for line in text.splitlines() if line.startswith(("zero-shot &", "joint &"))]
+    assert rows[0].startswith("zero-shot & 0 & 40 & 0.0 [0.0, 8.8] &")
+    assert rows[1].startswith(r"joint & 0 & 40 & \textbf{100.0} [91.2, 100.0] & +100.0 [")
+    assert "]$^{*}$ & done" in rows[1]
+    assert "Bold: the highest score" in text
+    assert r"\textbf" not in as_latex(compare([next(tmp_path.glob("*joint*"))]))
+
+
 def test_escapes_of_single_characters() -> None:
     assert latex("a_b & 5%") == r"a\_b \& 5\%"
     assert latex("[x]") == "{}[x]"  # else \\ before it would read it as its argument
@@ -164,10 +177,12 @@ ROW = [
     "tuning_tokens", "tuning_flops", "tuning_seconds", "measuring_tokens", "measuring_flops", "measuring_seconds",
     "peak_memory_bytes", "serving_prompts_flops", "serving_prompts_seconds", "serving_adapters_flops",
     "serving_adapters_seconds", "serving_answers_flops", "serving_answers_seconds", "serving_flops", "serving_seconds",
-    "correct", "wrong", "truncated", "errored", "run_names", "reason",
+    "correct", "wrong", "truncated", "errored", "check_truncated", "check_unread", "check_near_duplicates",
+    "check_prompts_copying_val", "check_prompts_copying_test", "check_times_measured", "check_grades_differ", "mixed",
+    "run_names", "reason",
 ]  # fmt: skip
 OVERALL = [
-    "model", "engine", "baseline", "strategy", "tasks", "score", "score_low", "score_high",
+    "model", "engine", "baseline", "strategy", "tasks", "mixed", "score", "score_low", "score_high",
     *(f"difference{end}" for end in TESTED), "relative_gain", "relative_gain_low", "relative_gain_high",
 ]  # fmt: skip
 
@@ -190,7 +205,7 @@ def studies(tmp_path: Path) -> list[Group]:
 def test_the_fields_of_json_and_csv_are_pinned_and_documented(studies: list[Group]) -> None:
     value = json.loads(as_json(studies))
     assert list(value) == ["groups", "overall"]
-    assert list(value["groups"][0]) == ["task", "model", "engine", "metric", "baseline", "notes", "rows"]
+    assert list(value["groups"][0]) == ["task", "model", "engine", "metric", "baseline", "notes", "mixed", "rows"]
     assert all(list(row) == ROW for group in value["groups"] for row in group["rows"])
     assert all(list(row) == OVERALL for row in value["overall"])
     assert as_csv(studies).splitlines()[0].split(",") == ROW

@@ -54,8 +54,11 @@ def write_run(
     comparable: Mapping[str, Any] | None = None,
     tuning: Mapping[str, float] | None = None,
     serving: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """`status` None leaves an unfinished run; `cells` maps the three crossed cells to scores by id."""
+    """`status` None leaves an unfinished run; `cells` maps the three crossed cells to scores by id; `more` is laid on
+    the summary of a done run.
+    """
     config = resolve({"strategy": strategy, "model": model, "task": task, "seed": seed}, settings or {})
     folder = out / (name or config.run_name)
     folder.mkdir(parents=True)
@@ -91,6 +94,7 @@ def write_run(
                 **(comparable or {}),
             },
             "notes": [],
+            **(more or {}),
         }
         if cells:
             rows = [row for cell in CELLS for row in rows_of(cells[cell], cell=cell)]
