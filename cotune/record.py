@@ -69,10 +69,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside and rename, so that a reader or a kill sees the old file or the new one, never half."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
 
 

@@ -39,8 +39,11 @@ def compare(
     ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of stdout.")] = None,
     plots: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write the plots of the HTML report there, as SVG files.")
+        Path | None, typer.Option(metavar="DIR", help="Also write the plots of the HTML report there, a file each.")
     ] = None,
+    plots_format: Annotated[
+        Literal["svg", "png"], typer.Option("--plots-format", help="PNG needs cotune[png], SVG nothing.")
+    ] = "svg",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Put finished runs side by side: scores, paired differences tested and in words, 2x2, cost."""
@@ -62,11 +65,18 @@ def compare(
             "html": report.as_html,
         }[chosen](groups)
     if plots:
-        save_all(plots, report.drawings(groups))
+        drawn_plots = report.drawings(groups)
+        save_all(plots, drawn_plots if plots_format == "svg" else _pngs(drawn_plots))
     if out:
         save(out, text)
     else:
         emit(text)
+
+
+def _pngs(drawings: Mapping[str, str]) -> dict[str, bytes]:
+    from cotune.compare.png import png
+
+    return {f"{name.removesuffix('.svg')}.png": png(svg) for name, svg in drawings.items()}
 
 
 def _of_study(folders: list[Path], study: Path) -> list[Path]:
@@ -90,30 +100,30 @@ def _of_study(folders: list[Path], study: Path) -> list[Path]:
     return there
 
 
-def save(path: Path, text: str) -> None:
+def save(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole; a device or a pipe is written to. Raises UsageError when that is not possible."""
     from cotune.errors import UsageError
     from cotune.record import write_atomic
 
     try:
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
         else:
-            write_atomic(path.resolve(), text)  # through a link, not over it
+            write_atomic(path.resolve(), content)  # through a link, not over it
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from None
 
 
-def save_all(folder: Path, texts: Mapping[str, str]) -> None:
-    """File name -> text, into a folder that is made where it is missing. Raises UsageError when it cannot be."""
+def save_all(folder: Path, contents: Mapping[str, str] | Mapping[str, bytes]) -> None:
+    """File name -> content, into a folder that is made where it is missing. Raises UsageError when it cannot be."""
     from cotune.errors import UsageError
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder} cannot be made a folder ({error.strerror}). Choose another --plots.") from None
-    for name, text in texts.items():
-        save(folder / name, text)
+    for name, content in contents.items():
+        save(folder / name, content)
 
 
 def show(
