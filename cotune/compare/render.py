@@ -77,7 +77,7 @@ def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
         found = checked.table(runs, whole)
         fine = ("Checks: nothing found.",) if not found[1] and checked.is_known(runs) else ()
         notes = (*group.notes, *reasons, *said, *fine)
-        best = _best([row.score and row.score.mean for row in group.rows])
+        best = _best([row.score.mean if row.score else None for row in group.rows])
         out.append(Sheet(title, header, tuple(_scores(row, several) for row in group.rows), notes, best, 3))
         tested = tuple((row.strategy, *_tested(row.difference)) for row in group.rows if row.difference)
         if tested:
