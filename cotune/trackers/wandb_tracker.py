@@ -12,8 +12,8 @@ from cotune.trackers.base import Tracked
 class WandbTracker:
     """Raises what wandb raises.
 
-    An offline run cannot be resumed: each process leaves a folder of its own with the same id, and a later one replaces
-    an earlier one when both are synced. Since rows of earlier processes come again, the last folder holds everything.
+    An offline run cannot be resumed: each process leaves a folder of its own with the same id. Since rows of earlier
+    processes come again, the last folder holds everything.
     Of the machine nothing is logged: no command line, git state, code, console, host or statistics.
     """
 
