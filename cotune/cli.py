@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 import cotune
-from cotune.commands import data, report, run
+from cotune.commands import data, home, report, run
 from cotune.errors import CotuneError, DataError, UsageError
 from cotune.output import note
 
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
             with _no_interrupt_lost():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            resumable = ctx.invoked_subcommand in ("run", "study")
+            resumable = ctx.invoked_subcommand in ("run", "study", "predict")
             note("Interrupted. " + (CONTINUES if resumable else "Nothing was changed."))
             raise typer.Exit(130) from None
         except CotuneError as error:
@@ -125,8 +125,9 @@ app.command()(report.doctor)
 app.add_typer(data.group, name="data")
 app.command()(data.grade)
 app.command()(data.regrade)
-app.command()(run.predict)
-app.command()(run.export)
+app.command()(home.export)
+app.command()(home.predict)
+app.command()(home.serve)
 app.command()(run.study)
 
 if __name__ == "__main__":

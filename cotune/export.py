@@ -1,10 +1,10 @@
-"""What one takes home from a finished run: a prompt and a PEFT adapter that other tools load.
+"""What one takes home from a finished run: a bundle (bundle.py) whose prompt and PEFT adapter other tools load.
 
-A joint run makes both anew for every query. For a server that holds one adapter, or a few, the queries of the train
-split are grouped by their latents (k-means); each group gets the adapter of its centre and the prompt that G writes for
-the example nearest to it. What that costs in accuracy is measured on the validation split: the test split stays
-touched once. Several numbers of groups give the curve from one adapter for all to one per query. Ours; the paper has no
-such limit case.
+A joint run makes both anew for every query. Its bundle has what makes them and, for a server that holds one adapter or
+a few, a static approximation: the queries of the train split are grouped by their latents (k-means); each group gets
+the adapter of its centre and the prompt that G writes for the example nearest to it. What that costs in accuracy is
+measured on the validation split: the test split stays touched once. Several numbers of groups give the curve from one
+adapter for all to one per query. Ours; the paper has no such limit case.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,79 +22,122 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.nn import functional
 
-from cotune.bench import Bench, MemoryStore, ignore
+from cotune.bench import Bench, ignore
+from cotune.bundle import CONTENT, GENERATOR, Bundle, Model, Plan, chat_frame, write_sums
+from cotune.card import card
 from cotune.compare.stats import compare_paired, mean_score
 from cotune.errors import UsageError
 from cotune.evaluate import evaluate
-from cotune.experiment import (
-    Listener,
-    base_model,
-    dataset,
-    decoding,
-    engine_factory,
-    generator_model,
-    learned_task,
-)
+from cotune.experiment import Listener, dataset, decoding, learned_task
 from cotune.finished import open_run
-from cotune.ledger import Ledger
 from cotune.metatuned import MetaTuned
+from cotune.opened import Opened, Place, open_any
+from cotune.record import read_json, write_json
 from cotune.serving import per_example
 from cotune.strategies import load_tuned
 from cotune.strategies.base import Fixed
-from cotune.tasks import task as make_task
 from cotune.values import Conditioning, Evaluation, Example
 
 _GROUPED = 512  # train examples whose latents are grouped, at most
+_NOT_MEASURED = ("split", "n", "per_example")
 
 
-def export(folder: Path, out: Path, groups: Sequence[int] = (1,), listen: Listener = ignore) -> dict[str, Any]:
-    """Write `out/tuned.json` and `out/adapter/` (PEFT); with more groups than one one such folder each, `groups.json`.
+def export(
+    folder: Path, out: Path, groups: Sequence[int] = (1,), listen: Listener = ignore, place: Place | None = None
+) -> dict[str, Any]:
+    """Write the bundle of a finished run into `out`, a new folder.
 
-    Several numbers of groups are written to `out/groups-N/` each. A group's folder is loaded by `strategies.load_tuned`
-    and its adapter by PEFT, unchanged. The report has a row per number of groups, and one for an adapter per example.
-    Raises UsageError for a run that is not done, an `out` that is not empty, more groups than train examples, and
-    groups of a run with one prompt for all.
+    The static approximation of a joint run is that of one group; other numbers of groups are written to
+    `out/groups-N/` beside it. The report has a row per number of groups, and one for an adapter per example.
+    Raises UsageError for a run that is not done, an `out` that is not empty, another base model than the run's, more
+    groups than train examples, and groups of a run with one prompt for all.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already. Give --out a new folder.")
-    config, _ = open_run(folder)
-    model = base_model(config, config.model)
-    tuned = load_tuned(folder / "tuned", generator_model(config, model))
-    task = make_task(config.task)
-    report: dict[str, Any] = {"out": str(out), "metric": task.headline, "split": None, "n": None, "per_example": None}
-    if isinstance(tuned, Fixed):
-        if list(groups) != [1]:
-            raise UsageError(f"{folder} has one prompt for all examples already; leave --groups out.")
-        _write(tuned, out, model.source)
-        return report | {"rows": [_row(1, *_held([tuned]))]}
-    assert isinstance(tuned, MetaTuned)
+    if (folder / CONTENT).is_file():
+        raise UsageError(f"{folder} is a bundle already. Give the folder of a finished run.")
+    opened = open_any(folder, place)
+    report: dict[str, Any] = {"out": str(out), "metric": opened.task.headline} | dict.fromkeys(_NOT_MEASURED)
+    if isinstance(opened.tuned, MetaTuned):
+        report |= _approximated(opened, opened.tuned, out, sorted({1, *groups}), listen)
+        opened.tuned.save(out / GENERATOR)
+    elif list(groups) != [1]:
+        raise UsageError(f"{folder} has one prompt for all examples already; leave --groups out.")
+    else:
+        assert isinstance(opened.tuned, Fixed)
+        _write(opened.tuned, out, opened.base.source)
+        report |= {"rows": [_row(1, *_held([opened.tuned]))]}
+    static = load_tuned(out, opened.base)
+    assert isinstance(static, Fixed)
+    bundle = _content(folder, opened, static)
+    write_json(out / CONTENT, bundle.model_dump(mode="json"))
+    joint = isinstance(opened.tuned, MetaTuned)
+    text = card(folder, bundle, opened.task, report, adapter=static.adapter is not None, joint=joint)
+    (out / "README.md").write_text(text, encoding="utf-8")
+    write_sums(out)
+    return report
+
+
+def _content(folder: Path, opened: Opened, static: Fixed) -> Bundle:
+    config, base, generator, sampling = opened.config, opened.base, opened.generator, opened.sampling
+    made = read_json(folder / "environment.json")
+    return Bundle(
+        run=opened.name,
+        config_digest=open_run(folder)[0].digest,
+        cotune={"version": made["packages"]["cotune"], "commit": made["commit"]},
+        strategy=config.strategy,
+        task=config.task,
+        model=Model.of(base),
+        generator=Model.of(generator) if generator not in (None, base) else None,
+        base_url=config.openai.base_url if config.engine == "openai" else None,
+        rank=max(config.weights.rank, config.joint.rank, config.joint.generator_rank),
+        prompt=asdict(static.prompt),
+        chat=chat_frame(base, opened.task, static.prompt),
+        plan=Plan(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_new_tokens,
+            seed=sampling.seed,
+            stop=tuple(base.tokenizer.convert_ids_to_tokens(list(base.end_of_turn_ids)))
+            if base.end_of_turn_ids
+            else (),
+            stop_ids=base.end_of_turn_ids,
+        ),
+    )
+
+
+def _approximated(
+    opened: Opened, made: MetaTuned, out: Path, groups: Sequence[int], listen: Listener
+) -> dict[str, Any]:
+    """Write the groups and report what each number of them loses on val."""
+    config, task = opened.config, opened.task
     learned, data = learned_task(config, task), dataset(config, task)
-    tuned = replace(tuned, task=learned)
+    tuned = replace(made, task=learned)
     train, val, sampling = data.train[:_GROUPED], data.val, decoding(config, learned)
     if max(groups) > len(train):
         raise UsageError(f"There are {len(train)} train examples to group; give --groups {len(train)} or fewer.")
-    build = engine_factory(config)
-    bench = Bench(model, build(model), build, Ledger(), MemoryStore(), config.seed, listen, "export")
+    bench = opened.bench("export", listen)
 
     def measured(policy: MetaTuned | Grouped, label: str) -> tuple[Evaluation, dict[str, Any]]:
         with bench.ledger.parts() as parts:
             found = evaluate(learned, val, policy.condition(val, bench), sampling, bench, label=label)
         return found, per_example(parts, len(val))
 
+    report: dict[str, Any] = {}
     with bench.ledger.measuring():
         latents = tuned.latents(train)
         policies = {count: group(tuned, train, latents, count, bench) for count in groups}
         rows = {count: _row(count, *_held(policy.members)) for count, policy in policies.items()}
         if val:
             each, cost = measured(tuned, "an adapter per example")
-            made = len({c.adapter.digest for c in each.conditionings if c.adapter})
-            own = _row(None, made, made * tuned.tuner.adapter_bytes) | _scored(each, None) | {"serving": cost}
-            report |= {"split": "val", "n": len(val), "per_example": own}
+            own = len({c.adapter.digest for c in each.conditionings if c.adapter})
+            row = _row(None, own, own * tuned.tuner.adapter_bytes) | _scored(each, None) | {"serving": cost}
+            report = {"split": "val", "n": len(val), "per_example": row}
             for count, policy in policies.items():
                 few, cost = measured(policy, f"groups: {count}")
                 rows[count] |= _scored(few, each) | {"serving": cost}
     for count, policy in policies.items():
-        _write_groups(policy, out if len(policies) == 1 else out / f"groups-{count}", model.source)
+        _write_groups(policy, out if count == 1 else out / f"groups-{count}", opened.base.source)
     return report | {"rows": list(rows.values())}
 
 
@@ -120,6 +163,7 @@ def _scored(found: Evaluation, each: Evaluation | None) -> dict[str, float | Non
 
 
 def _write_groups(grouped: Grouped, folder: Path, source: str) -> None:
+    """One group as the prompt and adapter that they are; more as a folder each, with what says which query is whose."""
     if len(grouped.members) == 1:
         _write(grouped.members[0], folder, source)
         return

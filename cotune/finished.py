@@ -1,7 +1,4 @@
-"""What one does with a finished run: answer new rows with what it tuned, and grade its completions again.
-
-Knows the run folder and everything that a run is made of; tunes nothing.
-"""
+"""A finished run: what it was and how it ended, and its completions graded again. Loads no model."""
 
 from __future__ import annotations
 
@@ -9,18 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cotune.bench import Bench, MemoryStore, ignore
 from cotune.config import RunConfig, resolve
 from cotune.errors import UsageError
-from cotune.evaluate import evaluate
-from cotune.experiment import Listener, base_model, decoding, engine_factory, generator_model, scores
-from cotune.ledger import Ledger
+from cotune.experiment import scores
 from cotune.record import json_line, read_json, read_rows, write_atomic, write_json
-from cotune.strategies import load_tuned
 from cotune.tasks import task as make_task
-from cotune.tasks.base import Task, UnusableRow
+from cotune.tasks.base import Task
 from cotune.tasks.grading import GRADER_VERSION
-from cotune.tasks.rows import read_file
 from cotune.values import Example, Grade
 
 
@@ -34,61 +26,6 @@ def open_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
             f"{folder} is not done ({summary['status']}: {summary.get('reason', '')}). Run it again first."
         )
     return config, summary
-
-
-def predict(folder: Path, rows: Path, output: Path, listen: Listener = ignore) -> dict[str, Any]:
-    """Answer `rows` (the task's official format) with the tuned prompt and adapter of a run, into `output`.
-
-    Rows without their answer fields are answered without a grade. Every input row gives one line of output, unusable
-    ones with `error`. Raises CotuneError for a run or a file that cannot be used.
-    """
-    config, _ = open_run(folder)
-    task = make_task(config.task)
-    examples, answered, errors = _examples(task, rows)
-    model = base_model(config, config.model)
-    build = engine_factory(config)
-    bench = Bench(model, build(model), build, Ledger(), MemoryStore(), config.seed, listen, "predict")
-    tuned = load_tuned(folder / "tuned", generator_model(config, model))
-    with bench.ledger.measuring():
-        conditionings = tuned.condition(examples, bench)
-        done = evaluate(task, examples, conditionings, decoding(config, task), bench, label="predict")
-    lines: dict[int, dict[str, Any]] = {number: {"row": number, "error": reason} for number, reason in errors.items()}
-    columns = (examples, conditionings, done.completions, done.grades)
-    for (number, graded), example, c, completion, grade in zip(answered.items(), *columns, strict=True):
-        prediction = {"prediction": grade.prediction, "completion": completion.text, "truncated": completion.truncated}
-        line: dict[str, Any] = {"row": number, "id": example.id, **prediction, "instruction": c.prompt.instruction}
-        if graded:
-            line |= {"outcome": grade.outcome.value, "score": grade.score}
-        lines[number] = line
-    write_atomic(output, "".join(json_line(lines[number]) for number in sorted(lines)))
-    scores = [g.score for g, graded in zip(done.grades, answered.values(), strict=True) if graded]
-    return {
-        "rows": len(lines),
-        "unusable": len(errors),
-        "graded": len(scores),
-        "score": sum(scores) / len(scores) if scores else None,
-        "output": str(output),
-    }
-
-
-def _examples(task: Task, rows: Path) -> tuple[list[Example], dict[int, bool], dict[int, str]]:
-    """Examples, which row (from 1) each is from and whether it has its answer, and the reason of unusable rows."""
-    if not rows.is_file():
-        raise UsageError(f"There is no file {str(rows)!r}. Give rows in the format of {task.name} to --input.")
-    asked = [column for column in task.columns if column not in task.unanswered]
-    examples: list[Example] = []
-    answered: dict[int, bool] = {}
-    errors: dict[int, str] = {}
-    for number, row in enumerate(read_file(rows, asked), 1):
-        known = all(row.get(column) not in (None, "") for column in task.unanswered)
-        try:
-            example = task.parse(row if known else {**row, **task.unanswered}, f"row-{number}")
-        except (UnusableRow, TypeError, ValueError, KeyError, AttributeError, IndexError) as reason:
-            errors[number] = str(reason)
-            continue
-        examples.append(example)
-        answered[number] = known
-    return examples, answered, errors
 
 
 def regrade(folder: Path) -> dict[str, Any]:

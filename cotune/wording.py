@@ -36,14 +36,20 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("cells"):
         cells = ", ".join(f"{cell} {100 * value:.1f}%" for cell, value in summary["cells"].items())
         lines.append(f"  2x2 (prompt/weights) {cells}")
+    lines += cost_lines(summary)
+    lines += noise_lines(summary.get("noise") or {"promised": True})
+    lines += [f"  note: {note}" for note in summary.get("notes") or ()]
+    return lines
+
+
+def cost_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What tuning and measuring took, and what one answer takes."""
+    lines = []
     for account, spent in summary["cost"].items():
         lines.append(f"  {account}: {spent['tokens']:,} tokens, {_flops(spent['flops'])}, {spent['seconds']:.1f} s")
         if calls := spent.get("cached_calls"):
             lines[-1] += f" (of these {spent['cached_tokens']:,} tokens of {calls:,} calls from the cache)"
-    lines += serving_lines(summary.get("serving") or {})
-    lines += noise_lines(summary.get("noise") or {"promised": True})
-    lines += [f"  note: {note}" for note in summary.get("notes") or ()]
-    return lines
+    return lines + serving_lines(summary.get("serving") or {})
 
 
 def noise_lines(noise: Mapping[str, Any]) -> list[str]:

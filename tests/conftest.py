@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub, which reads it once
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,3 +73,46 @@ def random_base(random_model_dir: Path) -> BaseModel:
     from cotune.models.base import load
 
     return load(str(random_model_dir))
+
+
+def _run(out: Path, model: Path, strategy: str, tokens: int, **settings: object) -> Path:
+    """A finished run on eight train, four val and two test examples of micro-gsm8k, through the command line."""
+    from typer.testing import CliRunner
+
+    from cotune.cli import app
+
+    given = {"decoding.max_new_tokens": tokens} | {k.replace("__", "."): v for k, v in settings.items()}
+    sets = [part for key, value in given.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    limits = ["--limit-train", "8", "--limit-val", "4", "--limit-test", "2"]
+    args = ["--strategy", strategy, "--model", str(model), "--task", "micro-gsm8k", "--out", str(out)]
+    result = CliRunner().invoke(app, ["run", *args, "--name", strategy, *limits, *sets])
+    assert result.exit_code == 0, result.output
+    return out / strategy
+
+
+@pytest.fixture(scope="session")
+def joint_run(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> Path:
+    return _run(
+        tmp_path_factory.mktemp("joint"), random_model_dir, "joint", 4,
+        joint__rank=2, joint__width=8, joint__generator_rank=2, joint__rollouts=2, joint__rollout_examples=4,
+        joint__warmup_epochs=1, joint__epochs=1, joint__learning_rate=0.02, joint__max_prompt_tokens=6,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def lora_run(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> Path:
+    """Its rate is high enough that a few steps change the completions."""
+    return _run(
+        tmp_path_factory.mktemp("lora"), random_model_dir, "lora-only", 12,
+        weights__rank=2, weights__epochs=2, weights__learning_rate=0.05, weights__batch_size=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def lora_bundle(tmp_path_factory: pytest.TempPathFactory, lora_run: Path) -> Path:
+    """For reading only; tests that change it copy it."""
+    from cotune.export import export
+
+    out = tmp_path_factory.mktemp("home") / "bundle"
+    export(lora_run, out)
+    return out

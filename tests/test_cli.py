@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from cotune.cli import app
 from cotune.strategies import STRATEGIES
 
-COMMANDS = "run compare show watch list doctor data grade regrade predict export study"
+COMMANDS = "run compare show watch list doctor data grade regrade export predict serve study"
 ONES, ZEROS = dict.fromkeys("abc", 1.0), dict.fromkeys("abc", 0.0)
 
 

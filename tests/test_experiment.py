@@ -12,6 +12,7 @@ import pytest
 from cotune import experiment, finished, planning
 from cotune.config import RunConfig, resolve
 from cotune.errors import DataError, UsageError
+from cotune.predict import predict
 from cotune.record import read_rows
 from cotune.tasks import task as make_task
 from cotune.tasks.micro import MicroCosmosQA
@@ -72,7 +73,7 @@ def test_predict_repeats_the_measurement_and_answers_unlabelled_rows(run: Path, 
     unlabelled = {k: v for k, v in rows[1].items() if k not in ("label", "rationale")}
     broken = {**rows[2], "question": ""}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [rows[0], unlabelled, broken]))
-    report = finished.predict(run, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    report, _ = predict(run, str(tmp_path / "rows.jsonl"), str(tmp_path / "out.jsonl"))
     assert (report["rows"], report["unusable"], report["graded"]) == (3, 1, 1)
     first, second, third = read_rows(tmp_path / "out.jsonl")
     assert "outcome" in first
@@ -85,7 +86,7 @@ def test_predict_repeats_the_measurement_and_answers_unlabelled_rows(run: Path, 
     known = [r for r in official if str(r["id"]) in recorded]
     assert known
     (tmp_path / "again.jsonl").write_text("".join(json.dumps(r) + "\n" for r in known))
-    finished.predict(run, tmp_path / "again.jsonl", tmp_path / "again-out.jsonl")
+    predict(run, str(tmp_path / "again.jsonl"), str(tmp_path / "again-out.jsonl"))
     for row in read_rows(tmp_path / "again-out.jsonl"):
         assert row["completion"] == recorded[row["id"]]
 
@@ -151,13 +152,6 @@ def test_a_failure_in_the_middle_is_recorded_and_repaired_by_the_same_command(
     monkeypatch.setattr(MicroCosmosQA, "grade", grade)
     assert experiment.run(config, tmp_path, "f").summary["status"] == "done"
     assert make_task("micro-cosmosqa").grade  # the real one is back
-
-
-def test_predict_refuses_what_is_not_a_finished_run(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(UsageError, match="There is no run folder"):
-        finished.predict(tmp_path / "nothing", tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
-    with pytest.raises(UsageError, match="There is no file"):
-        finished.predict(run, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
 
 
 def test_val_is_measured_without_reading_test(

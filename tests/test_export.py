@@ -31,11 +31,6 @@ from cotune.tasks.base import Task
 from cotune.tasks.data import Dataset
 from cotune.values import Example
 
-JOINT = {
-    "rank": 2, "width": 8, "generator_rank": 2, "rollouts": 2, "rollout_examples": 4, "warmup_epochs": 1, "epochs": 1,
-    "learning_rate": 0.02, "max_prompt_tokens": 6,
-}  # fmt: skip
-
 
 def cotune(*args: str | Path) -> Result:
     return CliRunner().invoke(app, [str(a) for a in args])
@@ -49,17 +44,6 @@ def opened(run: Path) -> tuple[RunConfig, MetaTuned, Bench]:
     build = engine_factory(config)
     bench = Bench(model, build(model), build, Ledger(), MemoryStore(), 0)
     return config, tuned, bench
-
-
-@pytest.fixture(scope="module")
-def joint_run(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> Path:
-    out = tmp_path_factory.mktemp("results")
-    settings = [part for key, value in JOINT.items() for part in ("--set", f"joint.{key}={value}")]
-    result = cotune("run", "--strategy", "joint", "--model", random_model_dir, "--task", "micro-gsm8k", "--out", out,
-                    "--name", "joint", "--limit-train", "8", "--limit-val", "4", "--limit-test", "2",
-                    "--set", "decoding.max_new_tokens=4", *settings)  # fmt: skip
-    assert result.exit_code == 0, result.output
-    return out / "joint"
 
 
 def test_a_joint_run_becomes_one_prompt_and_one_adapter(
@@ -102,14 +86,16 @@ def test_a_joint_run_becomes_one_prompt_and_one_adapter(
 def test_groups_have_a_prompt_and_an_adapter_each(joint_run: Path, random_model_dir: Path, tmp_path: Path) -> None:
     result = cotune("export", joint_run, "--out", tmp_path / "many", "--groups", "3", "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "many" / "groups.json").read_text())
-    (row,) = json.loads(result.stdout)["rows"]
+    folder = tmp_path / "many" / "groups-3"
+    found = json.loads((folder / "groups.json").read_text())
+    one, row = json.loads(result.stdout)["rows"]
+    assert one["groups"] == 1 and (tmp_path / "many" / "adapter").is_dir()
     count = row["adapters"]
     assert row["groups"] == 3 and row["serving"]["prompts"] is None and row["serving"]["adapters"]["flops"] > 0
     assert 1 < count <= 3 and sum(found["sizes"]) == 8 and len(found["centres"]) == count
     assert all(sum(x * x for x in centre) == pytest.approx(1, abs=1e-5) for centre in found["centres"])
     base = load(str(random_model_dir))
-    members = [load_tuned(tmp_path / "many" / f"group-{i}", base) for i in range(count)]
+    members = [load_tuned(folder / f"group-{i}", base) for i in range(count)]
     assert len({m.adapter.digest for m in members if isinstance(m, Fixed) and m.adapter}) == count
     too_many = cotune("export", joint_run, "--out", tmp_path / "more", "--groups", "9")
     assert too_many.exit_code == 2 and "There are 8 train examples" in too_many.stderr
@@ -117,7 +103,7 @@ def test_groups_have_a_prompt_and_an_adapter_each(joint_run: Path, random_model_
 
 def test_several_numbers_of_groups_are_one_curve(joint_run: Path, tmp_path: Path) -> None:
     alone = json.loads(cotune("export", joint_run, "--out", tmp_path / "alone", "--groups", "2", "--json").stdout)
-    result = cotune("export", joint_run, "--out", tmp_path / "all", "--groups", "8,1,2", "--json")
+    result = cotune("export", joint_run, "--out", tmp_path / "all", "--groups", "8,2", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert [row["groups"] for row in report["rows"]] == [1, 2, 8]
@@ -127,13 +113,13 @@ def test_several_numbers_of_groups_are_one_curve(joint_run: Path, tmp_path: Path
     def facts(row: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in row.items() if k != "serving"}  # which has seconds
 
-    assert facts(report["rows"][1]) == facts(alone["rows"][0])
+    assert facts(report["rows"][1]) == facts(alone["rows"][1])
     assert facts(report["per_example"]) == facts(alone["per_example"])
-    files = {p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*") if p.is_file()}
+    two = tmp_path / "alone" / "groups-2"
+    files = {p.relative_to(two) for p in two.rglob("*") if p.is_file()}
     assert len(files) == 7  # prompt, PEFT's two files, for each of two; groups.json
     for file in files:
-        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "all" / "groups-2" / file).read_bytes()
-    assert (tmp_path / "all" / "groups-1" / "tuned.json").exists()
+        assert (two / file).read_bytes() == (tmp_path / "all" / "groups-2" / file).read_bytes()
 
     table = cotune("export", joint_run, "--out", tmp_path / "text", "--groups", "1,2").stdout
     rows = [line.split() for line in table.splitlines() if line.startswith(("one per example", "1 ", "2 "))]
@@ -218,4 +204,6 @@ def test_a_fixed_prompt_is_written_as_it_is(random_model_dir: Path, tmp_path: Pa
     refused = cotune("export", tmp_path / "zero", "--out", tmp_path / "more", "--groups", "2")
     assert refused.exit_code == 2 and "one prompt for all examples already" in refused.stderr
     missing = cotune("export", tmp_path / "nothing", "--out", tmp_path / "x")
-    assert missing.exit_code == 2 and "There is no run folder" in missing.stderr
+    assert missing.exit_code == 2 and "is neither a finished run folder nor a bundle" in missing.stderr
+    again = cotune("export", tmp_path / "out", "--out", tmp_path / "x")
+    assert again.exit_code == 2 and "is a bundle already" in again.stderr

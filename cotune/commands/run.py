@@ -1,4 +1,4 @@
-"""run, predict, study: the commands that start a model. Parse flags, call one function, print."""
+"""run, study: the commands that tune. Parse flags, call one function, print."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cotune.errors import UsageError
-from cotune.output import drawn, emit, emit_json, note
+from cotune.output import emit, emit_json, note
 
 if TYPE_CHECKING:
     from cotune.config import RunConfig
@@ -106,7 +106,7 @@ def run(
     if plan:
         _plan(resolved, out, name, as_json)
         return
-    _calm_libraries(quiet)
+    calm_libraries(quiet)
     from cotune import experiment
     from cotune.engines.cache import GenerationCache
     from cotune.progress import listener
@@ -142,7 +142,7 @@ def _trackers(wanted: list[str] | None) -> tuple[str, ...]:
     return tuple(wanted or ())
 
 
-def _calm_libraries(quiet: bool) -> None:
+def calm_libraries(quiet: bool) -> None:
     """What these libraries print of their own accord; they read it once, when they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if quiet or not sys.stderr.isatty():
@@ -156,64 +156,15 @@ def _plan(config: RunConfig, out: Path, name: str | None, as_json: bool) -> None
     with redirect_stdout(sys.stderr):
         planned = planning.plan(config)
     planned = {"folder": str(out / (name or config.run_name)), **planned}
-    _emit_report(planned, nested_text, as_json)
+    emit_report(planned, nested_text, as_json)
 
 
-def _emit_report(report: dict[str, Any], text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
+def emit_report(report: dict[str, Any], text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
     """One JSON object, or the same in words."""
     if as_json:
         emit_json(report)
     else:
         emit(text(report))
-
-
-def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
-    input: Annotated[Path, typer.Option(metavar="rows.jsonl", help="Rows in the task's own format.")],
-    output: Annotated[Path, typer.Option(metavar="out.jsonl", help="One JSON line per row.")],
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Answer new rows with what a run has tuned."""
-    if not output.parent.is_dir() or output.is_dir():
-        raise UsageError(f"{output} cannot be written. Give --output a file in a folder that exists.")
-    _calm_libraries(quiet)
-    from cotune import finished
-    from cotune.progress import listener
-    from cotune.wording import nested_text
-
-    with listener(quiet) as listen, redirect_stdout(sys.stderr):
-        report = finished.predict(run, input, output, listen)
-    _emit_report(report, nested_text, as_json)
-
-
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the prompt and the PEFT adapter.")],
-    groups: Annotated[
-        str,
-        typer.Option(metavar="N[,N...]", help="Joint runs: one prompt and adapter per group of similar queries."),
-    ] = "1",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Write a run's prompt and adapter for other tools; for a joint run, what that costs in accuracy."""
-    counts = sorted({int(part) if part.strip().isdecimal() else 0 for part in groups.split(",")})
-    if counts[0] < 1:
-        raise UsageError(f"--groups {groups!r} is not a number of groups, nor several like 1,2,4.")
-    _calm_libraries(quiet)
-    from cotune import export as exports
-    from cotune.compare.render import drawing
-    from cotune.progress import listener
-    from cotune.wording import EXPORT_LEGEND, export_sheet
-
-    with listener(quiet) as listen, redirect_stdout(sys.stderr):
-        report = exports.export(run, out, counts, listen)
-
-    def table(report: dict[str, Any]) -> str:
-        return drawn(drawing([export_sheet(report)], EXPORT_LEGEND), terminal=sys.stdout.isatty())
-
-    _emit_report(report, table, as_json)
 
 
 def study(
@@ -244,11 +195,11 @@ def study(
     overrides = merged(merged(laid_on, parse_set(sets or [])), flags)
     planned = studies.experiments(path, overrides)
     trackers = _trackers(tracker)
-    _calm_libraries(quiet)
+    calm_libraries(quiet)
     if plan:
         with redirect_stdout(sys.stderr):
             costs = studies.plan_all(planned, out)
-        _emit_report(costs, study_plan_text, as_json)
+        emit_report(costs, study_plan_text, as_json)
         if costs["failed"]:
             raise typer.Exit(2)
         return

@@ -34,11 +34,13 @@ from cotune.errors import CotuneError, UsageError
 from cotune.ledger import forward_flops
 from cotune.models.registry import MODELS
 from cotune.plugins import nearest
+from cotune.values import digest
 
 logger = logging.getLogger(__name__)
 
-# Some templates (Llama 3.2) print today's date. The same prompt must be the same bytes on every day.
-_DATE = "26 Jul 2024"
+# What chat templates are given beside the turns. Some (Llama 3.2) print today's date, and the same prompt must be the
+# same bytes on every day.
+TEMPLATE_ARGUMENTS: dict[str, Any] = {"add_generation_prompt": True, "date_string": "26 Jul 2024"}
 _WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 _OTHER_FILES = ["*.json", "*.jinja", "tokenizer.model", "*.txt"]
 _NOT_OURS = ["original/*", "consolidated*"]  # a second copy of the weights in the vendor's own format
@@ -107,30 +109,38 @@ class BaseModel:
     def _takes_system_role(self) -> bool:
         turns = [{"role": "system", "content": "probe-of-system"}, {"role": "user", "content": "x"}]
         try:
-            return "probe-of-system" in self._template(turns, add_generation_prompt=True)
+            return "probe-of-system" in self._template(turns)
         except TemplateError:
             return False
 
-    def _template(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    def _template(self, messages: Sequence[Mapping[str, str]], **other: bool) -> str:
         turns = [dict(m) for m in messages]
-        text = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=_DATE
-        )
-        return str(text)
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **TEMPLATE_ARGUMENTS | other))
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Chat template applied, ending where the assistant begins.
+    @property
+    def template_digest(self) -> str | None:
+        """Content address of the chat template; None where only a server knows it."""
+        return digest(self.tokenizer.chat_template)
+
+    def turns(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """The messages as this model's chat template takes them.
 
         Contents go in `plain`. Where the template refuses or drops the system role (Gemma), a leading system turn is
-        put before the first user turn, separated by an empty line. Raises CotuneError when the template refuses the
-        turns.
+        put before the first user turn, separated by an empty line.
         """
         turns = [{"role": m["role"], "content": self.plain(m["content"])} for m in messages]
         if turns and turns[0]["role"] == "system" and not self._takes_system_role:
             system, user = turns[0]["content"], turns[1]
             turns[:2] = [{"role": user["role"], "content": f"{system}\n\n{user['content']}".strip()}]
+        return turns
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Chat template applied to `turns`, ending where the assistant begins.
+
+        Raises CotuneError when the template refuses them.
+        """
         try:
-            return self._template(turns, add_generation_prompt=True)
+            return self._template(self.turns(messages))
         except TemplateError as error:
             raise CotuneError(f"The chat template of {self.name} refuses these turns: {error}.") from error
 

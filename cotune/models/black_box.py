@@ -81,10 +81,22 @@ class BlackBox(BaseModel):
         """Unknown, so none."""
         return []
 
+    @property
+    def template_digest(self) -> None:
+        """Unknown: the server applies its chat template."""
+
+    @cached_property
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """Unknown, so none."""
+        return ()
+
+    def turns(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """The messages as they are."""
+        return [{"role": m["role"], "content": m["content"]} for m in messages]
+
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The messages as JSON with one spelling; the server applies its chat template."""
-        turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-        return json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(self.turns(messages), ensure_ascii=False, separators=(",", ":"))
 
     def plain(self, text: str) -> str:
         """The text itself: special tokens are the server's matter."""

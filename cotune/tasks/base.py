@@ -36,12 +36,13 @@ class Task(ABC):
     `seed_instruction` is the hand-written starting prompt (ours: the papers do not give theirs).
     `headline` names the metric in `Grade.metrics` that `Grade.score` repeats.
     `max_new_tokens` is the default completion limit; `columns` are the fields a row must have. `unanswered` stands in
-    for the answer fields of a row whose answer is not known (`cotune predict`).
+    for the answer fields of a row whose answer is not known (`cotune predict`). `choices` is how many a question has.
     """
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     unanswered: ClassVar[Mapping[str, Any]]
+    choices: ClassVar[int] = 0
     seed_instruction: ClassVar[str]
     headline: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int]

@@ -20,6 +20,7 @@ class CosmosQA(Task):
     name: ClassVar[str] = "cosmosqa"
     columns: ClassVar[tuple[str, ...]] = ("context", "question", "answer0", "answer1", "answer2", "answer3", "label")
     unanswered: ClassVar[Mapping[str, Any]] = {"label": "0"}
+    choices: ClassVar[int] = 4
     seed_instruction: ClassVar[str] = 'Choose the best answer. Give its letter after "Answer:".'
     max_new_tokens: ClassVar[int] = 256
 

@@ -43,6 +43,18 @@ def split_file(source: Path, task: str, split: str) -> Path | None:
 def read_file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of one file, each with all of `columns`. Raises DataError."""
     rows = _parquet(path) if path.suffix == ".parquet" else _csv(path) if path.suffix == ".csv" else _jsonl(path)
+    return _with(columns, rows, str(path))
+
+
+def read_lines(lines: Iterable[str], name: str, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of JSON lines from elsewhere, each with all of `columns`. Raises DataError."""
+    try:
+        yield from _with(columns, json_lines(lines, name), name)
+    except UnicodeDecodeError as failure:
+        raise DataError(f"{name} is not UTF-8 ({failure.reason}); is it text?") from failure
+
+
+def _with(columns: Sequence[str], rows: Iterable[tuple[str, Row]], name: str) -> Iterator[Row]:
     empty = True
     for place, row in rows:
         missing = [c for c in columns if c not in row]
@@ -54,7 +66,7 @@ def read_file(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         empty = False
         yield row
     if empty:
-        raise DataError(f"{path} holds no rows; give it at least one or remove the file.")
+        raise DataError(f"{name} holds no rows; give it at least one or remove the file.")
 
 
 def read_hub(source: HubSource, split: str, columns: Sequence[str]) -> Iterator[Row]:

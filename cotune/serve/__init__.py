@@ -1,0 +1,1 @@
+"""`cotune serve`: an OpenAI-compatible endpoint that applies prompt and adapter itself."""
