@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
@@ -25,7 +25,7 @@ from cotune.models.base import TEMPLATE_ARGUMENTS, BaseModel
 from cotune.tasks.base import Message, Task
 from cotune.values import Example, Prompt
 
-FORMAT = 1
+FORMAT: Final = 1
 CONTENT, SUMS, GENERATOR = "bundle.json", "SHA256SUMS", "generator"
 _SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _PICKLED = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}

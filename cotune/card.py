@@ -23,9 +23,9 @@ from cotune.wording import cost_lines
 _UNKNOWN = "not known to cotune; look at the model's own page"
 
 
-def card(run: Path, bundle: Bundle, task: Task, report: Mapping[str, Any], *, adapter: bool, joint: bool) -> str:
-    """Markdown. `run` is the run folder, `report` what `export` returns; whether there is `adapter/`, `generator/`."""
-    summary, data = read_json(run / "summary.json"), read_json(run / "data.json")
+def card(run: Path, bundle: Bundle, task: Task, report: Mapping[str, Any], adapter: bool) -> str:
+    """Markdown. `run` is the run folder, `report` what `export` returns, `adapter` whether there is one."""
+    summary, data, joint = read_json(run / "summary.json"), read_json(run / "data.json"), bool(report["joint"])
     parts = [
         [f"# {_plain(bundle.run)}", "", _what(bundle, adapter, joint)],
         ["## Use it", "", *_use(bundle, adapter, joint)],

@@ -57,7 +57,9 @@ def export(
     if (folder / CONTENT).is_file():
         raise UsageError(f"{folder} is a bundle already. Give the folder of a finished run.")
     opened = open_any(folder, place)
-    report: dict[str, Any] = {"out": str(out), "metric": opened.task.headline} | dict.fromkeys(_NOT_MEASURED)
+    joint = isinstance(opened.tuned, MetaTuned)
+    report: dict[str, Any] = {"out": str(out), "joint": joint, "metric": opened.task.headline}
+    report |= dict.fromkeys(_NOT_MEASURED)
     if isinstance(opened.tuned, MetaTuned):
         report |= _approximated(opened, opened.tuned, out, sorted({1, *groups}), listen)
         opened.tuned.save(out / GENERATOR)
@@ -71,8 +73,7 @@ def export(
     assert isinstance(static, Fixed)
     bundle = _content(folder, opened, static)
     write_json(out / CONTENT, bundle.model_dump(mode="json"))
-    joint = isinstance(opened.tuned, MetaTuned)
-    text = card(folder, bundle, opened.task, report, adapter=static.adapter is not None, joint=joint)
+    text = card(folder, bundle, opened.task, report, adapter=static.adapter is not None)
     (out / "README.md").write_text(text, encoding="utf-8")
     write_sums(out)
     return report

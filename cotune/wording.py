@@ -83,6 +83,13 @@ def serving_lines(serving: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def export_text(report: Mapping[str, Any]) -> str:
+    """What was exported of a run with one prompt for all."""
+    (row,) = report["rows"]
+    held = f"{row['adapters']} adapter of {row['adapter_bytes']:,} bytes" if row["adapters"] else "no adapter"
+    return _lines([f"{report['out']}: one prompt, {held}", f"  more: {Path(report['out']) / 'README.md'}"])
+
+
 EXPORT_LEGEND = (
     "Brackets: 95% intervals over val examples (Δ: paired by example). Bytes: of all "
     "adapters held; for one per example, of those generated for val. FLOPs: per example, for its prompt and adapter."
@@ -110,7 +117,7 @@ def export_sheet(report: Mapping[str, Any]) -> Sheet:
             two_digits(flops),
         )
 
-    measured = f"measured on {report['split']}, n = {n}" if n else "not measured"
+    measured = f"measured on {report['split']}, n = {n}" if n else "not measured, there are no val examples"
     header = ("groups", f"{report['metric']} %", "Δ to one per example %", "adapters", "bytes", "FLOPs to generate")
     rows = [*([report["per_example"]] if report["per_example"] else []), *report["rows"]]
     return Sheet(f"{report['out']}: {measured}", header, tuple(map(cells, rows)), ())

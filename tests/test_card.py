@@ -80,7 +80,7 @@ def test_text_of_a_model_stays_text(lora_bundle: Path, lora_run: Path) -> None:
     bundle = bundle.model_copy(
         update={"prompt": {"instruction": evil, "demonstrations": []}, "run": "a*b<i>", "task": "x|y"}
     )
-    text = card(lora_run, bundle, make_task("micro-gsm8k"), {"per_example": None}, adapter=True, joint=False)
+    text = card(lora_run, bundle, make_task("micro-gsm8k"), {"per_example": None, "joint": False}, adapter=True)
     assert "`````\n```\n# Owned <script>\n````\n\\x1b[2J\n`````" in text
     assert r"# a\*b&lt;i&gt;" in text and "x\\|y" in text
     assert "\x1b" not in text

@@ -67,7 +67,7 @@ def export(
     from cotune import export as exports
     from cotune.compare.render import drawing
     from cotune.progress import listener
-    from cotune.wording import EXPORT_LEGEND, export_sheet
+    from cotune.wording import EXPORT_LEGEND, export_sheet, export_text
 
     with listener(quiet) as listen, redirect_stdout(sys.stderr):
         report = exports.export(run, out, counts, listen, place)
@@ -75,7 +75,7 @@ def export(
     def table(report: dict[str, Any]) -> str:
         return drawn(drawing([export_sheet(report)], EXPORT_LEGEND), terminal=sys.stdout.isatty())
 
-    emit_report(report, table, as_json)
+    emit_report(report, table if report["joint"] else export_text, as_json)
 
 
 def predict(
