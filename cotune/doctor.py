@@ -35,6 +35,7 @@ def examine(data: str | None, out: Path) -> list[Check]:
     checks = [Check("python", "ok", platform.python_version())]
     checks += [_imports(name) for name in ("torch", "transformers", "peft", "math_verify", "pyarrow")]
     checks.append(_optional("vllm", "--engine vllm: docs/engines.md"))
+    checks.append(_optional("uvicorn", "cotune serve: pip install -e '.[serve]'"))
     checks += [*_device(), *_machine(out), *_models(), *_data(data)]
     return checks
 

@@ -28,19 +28,16 @@ class Journal(MemoryStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        rows = read_rows(path)
-        write_atomic(path, "".join(map(json_line, rows)))  # without a line that a kill has torn
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        if rows := read_rows(path):
+            write_atomic(path, "".join(map(json_line, rows)))  # without a line that a kill has torn
         for row in rows:
             super().remember(row["key"], row["value"])
 
     def remember(self, key: str, value: Any) -> None:
         super().remember(key, value)
-        self._file.write(json_line({"key": key, "value": value}))
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json_line({"key": key, "value": value}))
 
 
 def predict(
@@ -64,13 +61,9 @@ def predict(
         lines, report = _answered(opened, examples, answered, errors, listen, MemoryStore())
         return report, lines
     kept = target.with_name(target.name + ".journal")
-    journal = Journal(kept)
-    try:
-        lines, report = _answered(opened, examples, answered, errors, listen, journal)
-    finally:
-        journal.close()
+    lines, report = _answered(opened, examples, answered, errors, listen, Journal(kept))
     write_atomic(target, lines)
-    kept.unlink()
+    kept.unlink(missing_ok=True)
     return report | {"output": output}, ""
 
 
