@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cotune.bundle import read_bundle
-from cotune.card import card
+from cotune.card import card, ten_lines
 from cotune.export import export
 from cotune.predict import predict
 from cotune.record import read_json, read_rows
@@ -84,3 +84,17 @@ def test_text_of_a_model_stays_text(lora_bundle: Path, lora_run: Path) -> None:
     assert "`````\n```\n# Owned <script>\n````\n\\x1b[2J\n`````" in text
     assert r"# a\*b&lt;i&gt;" in text and "x\\|y" in text
     assert "\x1b" not in text
+
+
+def test_a_hub_model_and_a_sampling_plan(lora_bundle: Path, lora_run: Path) -> None:
+    bundle = read_bundle(lora_bundle)
+    model = bundle.model.model_copy(update={"source": "Qwen/Qwen2.5-7B-Instruct", "revision": "abc"})
+    plan = bundle.plan.model_copy(update={"temperature": 0.7, "top_p": 0.9})
+    hub = bundle.model_copy(update={"model": model, "plan": plan})
+    assert model.reference == "Qwen/Qwen2.5-7B-Instruct@abc"
+    code = ten_lines(hub, adapter=False)
+    assert 'base = "Qwen/Qwen2.5-7B-Instruct"' in code and "peft" not in code
+    assert 'AutoTokenizer.from_pretrained(base, revision="abc")' in code
+    assert "do_sample=True, temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=12" in code
+    text = card(lora_run, hub, make_task("micro-gsm8k"), {"per_example": None, "joint": False}, adapter=False)
+    assert "cotune's list of models says: Apache-2.0" in text

@@ -259,11 +259,11 @@ def test_zero_shot_with_predict_export_show_and_compare(server: ChatServer, tmp_
     seen = len(server.seen)
     assert cotune("export", tmp_path / "run", "--out", tmp_path / "home").exit_code == 0
     assert "to the model's own server" in (tmp_path / "home" / "README.md").read_text()
+    assert "Solve the math" in (tmp_path / "home" / "tuned.json").read_text()
+    assert len(server.seen) == seen
     again = cotune("predict", tmp_path / "home", "--input", rows, "--output", "-")
     assert again.exit_code == 0, again.output
     assert again.stdout == (tmp_path / "out.jsonl").read_text()
-    assert "Solve the math" in (tmp_path / "home" / "tuned.json").read_text()
-    assert len(server.seen) == seen
 
 
 @pytest.mark.parametrize("proposer", ["self", "edits", "openai"])
