@@ -95,16 +95,21 @@ def open_any(folder: Path, place: Place | None = None, static: bool = False) -> 
         )
     config, _ = open_run(folder)
     config = resolve(merged(config.model_dump(mode="json"), layer))
-    opened = _load(folder.resolve().name, config, folder / "tuned")
-    _check_run(folder, opened)
-    return opened
+    base = base_model(config, config.model)
+    _check_run(folder, base)
+    return _load(folder.resolve().name, config, base, folder / "tuned")
 
 
 def _bundle(folder: Path, layer: Mapping[str, Any], static: bool) -> Opened:
     bundle = read_bundle(folder)
+    config = resolve(_settings(bundle), layer)
+    try:
+        base = base_model(config, config.model)
+    except UsageError as error:
+        raise UsageError(f"{error} It is the base model of {folder}; --model says where it is now.") from error
+    bundle.model.check(base, str(folder))
     made = folder / GENERATOR
-    opened = _load(bundle.run, resolve(_settings(bundle), layer), made if made.is_dir() and not static else folder)
-    bundle.model.check(opened.base, str(folder))
+    opened = _load(bundle.run, config, base, made if made.is_dir() and not static else folder)
     if opened.generator is not None and bundle.generator is not None:
         bundle.generator.check(opened.generator, f"What writes the prompts of {folder}")
     return opened
@@ -126,22 +131,19 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _load(name: str, config: RunConfig, tuned: Path) -> Opened:
-    task, base = make_task(config.task), base_model(config, config.model)
-    joint = (
-        read_json(tuned / "tuned.json")["kind"] != "fixed"
-    )  # else G, or a model that proposed prompts, is not needed
-    generator = generator_model(config, base) if joint else None
-    return Opened(name, config, task, base, generator, load_tuned(tuned, generator or base))
+def _load(name: str, config: RunConfig, base: BaseModel, tuned: Path) -> Opened:
+    """Where one prompt serves all, neither G nor a model that proposed prompts is needed any more."""
+    made = read_json(tuned / "tuned.json")["kind"] != "fixed"
+    generator = generator_model(config, base) if made else None
+    return Opened(name, config, make_task(config.task), base, generator, load_tuned(tuned, generator or base))
 
 
-def _check_run(folder: Path, opened: Opened) -> None:
+def _check_run(folder: Path, base: BaseModel) -> None:
     """A run says in its first event which weights it was tuned on."""
     start = next((event for event in read_rows(folder / "events.jsonl") if event["kind"] == "start"), {})
-    wanted, name = start.get("model_digest"), read_json(folder / "config.json")["model"]
-    model = Model.of(opened.base)
+    wanted, name, model = start.get("model_digest"), read_json(folder / "config.json")["model"], Model.of(base)
     if model.digest is not None and wanted not in (None, model.digest):
         raise UsageError(
-            f"{folder} was tuned for {name} (weights {wanted}), but {opened.base.name} in {model.dtype} has other "
-            f"weights ({model.digest}). Give --model the one it was tuned for, and its type with --set runner.dtype=..."
+            f"{folder} was tuned for {name} (weights {wanted}), but {base.name} in {model.dtype} has other weights "
+            f"({model.digest}). Give --model the one it was tuned for, and its type with --set runner.dtype=..."
         )

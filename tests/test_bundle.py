@@ -111,6 +111,12 @@ def test_another_base_model_is_refused(lora_bundle: Path, lora_run: Path, others
     for place in (lora_bundle, lora_run):
         with pytest.raises(UsageError, match=f"was tuned for .*random-model.*, but {other}.* has other weights"):
             open_any(place, Place(model=other))
+    with pytest.raises(UsageError, match=r"no model 'gone'.* --model says where it is now"):
+        open_any(lora_bundle, Place(model="gone"))
+    half = Place(settings={"runner": {"dtype": "bfloat16"}})
+    for place, said in ((lora_bundle, "other weights"), (lora_run, "its type with --set runner.dtype")):
+        with pytest.raises(UsageError, match=said):
+            open_any(place, half)
     with pytest.raises(UsageError, match="was tuned with the chat template"):
         open_any(lora_bundle, Place(model=template))
 
