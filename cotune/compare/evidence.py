@@ -1,4 +1,4 @@
-"""What a report shows beside the numbers: answers, prompts, learning curves and provenance, read from run folders.
+"""What a report shows beside the numbers: answers, prompts and provenance, read from run folders.
 
 Reads the files of record.py and nothing else: no model, no benchmark rows. A file that is damaged or missing gives
 nothing and is named in `problems`, never an error.
@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cotune.compare.escape import clean
-from cotune.compare.plots import Curve
-from cotune.compare.runs import Run
+from cotune.compare.runs import Run, rows_of
 from cotune.compare.tables import Group
 from cotune.errors import CotuneError
-from cotune.record import read_json, read_rows
+from cotune.record import read_json
 
 LONGEST = 2000  # characters of a completion, an instruction or a reference that a report keeps
 ROOM = 20_000_000  # characters of different texts in one report; beyond it, runs keep their grades alone
@@ -41,16 +40,6 @@ def cut(text: Any) -> str:
     return kept if len(whole) <= LONGEST else f"{kept}\n… cut: {len(whole):,} characters in all"
 
 
-def rows_of(run: Run, name: str, problems: list[str]) -> list[dict[str, Any]]:
-    """Rows of one JSON-lines file, without those that are no objects."""
-    try:
-        rows = read_rows(run.folder / name)
-    except (CotuneError, OSError, ValueError, RecursionError) as error:
-        problems.append(f"{run.name}: {name} could not be read ({type(error).__name__}).")
-        return []
-    return [row for row in rows if isinstance(row, dict)]
-
-
 def json_of(path: Path) -> Mapping[str, Any]:
     """An object, empty when the file is missing or damaged."""
     try:
@@ -58,47 +47,6 @@ def json_of(path: Path) -> Mapping[str, Any]:
     except (CotuneError, OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def learning(run: Run, problems: list[str]) -> list[Curve]:
-    """Validation scores by tuning tokens; the best prompt of each round of a search, which saw training examples.
-
-    Of a search's finalists, measured one after the other at its end, the best so far.
-    """
-    searched: list[tuple[float, float]] = []
-    validated: list[tuple[float, float]] = []
-    best = 0.0
-    for event in rows_of(run, "events.jsonl", problems):
-        kind, at = event.get("kind"), _number(event.get("tuning_tokens"))
-        if at is None:
-            continue
-        value = _score(event.get("val_score"))
-        if kind in ("epoch", "validation") and value is not None:
-            validated.append((at, value))
-        elif kind == "finalist" and value is not None:
-            best = max(best, value)
-            validated.append((at, best))
-        elif (kind == "round" and (value := _score(event.get("best"))) is not None) or (
-            (kind, event.get("origin")) == ("candidate", "start")
-            and not searched
-            and (value := _score(event.get("score"))) is not None
-        ):
-            searched.append((at, value))
-    return [
-        Curve(run.seed, search, tuple(points))
-        for search, points in ((True, searched), (False, validated))
-        if len(points) > 1 or (points and not search)
-    ]
-
-
-def _number(value: Any) -> float | None:
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e30
-    return float(value) if fine else None
-
-
-def _score(value: Any) -> float | None:
-    found = _number(value)
-    return found if found is not None and found <= 1 else None
 
 
 def seed_prompt(group: Group) -> str | None:

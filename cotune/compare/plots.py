@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 
+from cotune.compare.curves import Curve, Points
 from cotune.compare.escape import clean, short
 from cotune.compare.markup import Html, tag
 from cotune.compare.render import count, estimate
@@ -33,15 +35,6 @@ class Series:
     @property
     def css(self) -> str:
         return self.strategy if self.strategy in _KNOWN else "other"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Scores while tuning, as (tuning tokens, score in [0, 1]). `search`: on the examples that the search looked at."""
-
-    seed: int | None
-    search: bool
-    points: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -168,8 +161,8 @@ def frontier(name: str, metric: str, items: Sequence[tuple[Series, float, Estima
 
 
 def curves(name: str, rows: Sequence[tuple[Series, Sequence[Curve]]]) -> Plot:
-    """A panel for each row, all with the same axes: a line for each seed."""
-    points = [p for _, some in rows for curve in some for p in curve.points]
+    """A panel for each row, all with the same axes: for each seed its val scores, the best so far, and the search."""
+    points = [p for _, some in rows for curve in some for p in (*curve.validated, *curve.searched)]
     title = "Score while tuning"
     told = "; ".join(f"{series.label}: {_told(some)}" for series, some in rows)
 
@@ -197,13 +190,21 @@ def curves(name: str, rows: Sequence[tuple[Series, Sequence[Curve]]]) -> Plot:
             parts.append(_line(left, bottom, left + panel, bottom, "axis"))
             steps = [t for t in _ticks(0, most, panel / 80) if t <= most * 0.97]
             parts += [_text(x(t), bottom + 17, count(t), "soft middle") for t in steps]
+
+            def line(
+                points: Points, css: str, x: Callable[[float], float] = x, y: Callable[[float], float] = y
+            ) -> Html:
+                return tag("polyline", class_=css, points=" ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in points))
+
             for curve in some:
-                dots = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in curve.points)
-                kind = f"curve {'search ' if curve.search else ''}{series.css}"
-                parts.append(tag("polyline", class_=kind, points=dots))
-                if not curve.search:
-                    px, py = curve.points[-1]
-                    parts.append(tag("circle", class_=f"point {series.css}", cx=x(px), cy=y(py), r=3.5))
+                if curve.searched:
+                    parts.append(line(curve.searched, f"curve search {series.css}"))
+                if curve.best:
+                    parts.append(line(_steps(curve.best), f"curve {series.css}"))
+                last = len(curve.validated) - 1
+                for n, (px, py) in enumerate(curve.validated):
+                    radius = 3.5 if n == last else 2.5
+                    parts.append(tag("circle", class_=f"point {series.css}", cx=x(px), cy=y(py), r=radius))
         rows_down = -(-len(rows) // across)
         height = 44 + rows_down * (tall + 54)
         parts.append(_text(40, height - 8, "tuning tokens of one run", "soft"))
@@ -332,8 +333,14 @@ def _difference(tested: Finding) -> str:
 
 
 def _told(some: Sequence[Curve]) -> str:
-    ends = [f"{100 * c.points[0][1]:.0f} to {100 * c.points[-1][1]:.0f}" for c in some]
-    return ", ".join(ends)
+    lines = [points for curve in some for points in (curve.searched, curve.best) if points]
+    return ", ".join(f"{100 * points[0][1]:.0f} to {100 * points[-1][1]:.0f}" for points in lines)
+
+
+def _steps(points: Points) -> Points:
+    """With a corner before each change: a score holds until the next one is known."""
+    corners = [((x, before), (x, y)) for (_, before), (x, y) in pairwise(points)]
+    return (points[0], *(point for corner in corners for point in corner))
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

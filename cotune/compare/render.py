@@ -14,12 +14,15 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from cotune.compare import checked, escape
+from cotune.compare.breakeven import BreakEven, break_evens
+from cotune.compare.curves import learning
 from cotune.compare.runs import CELLS
 from cotune.compare.stats import Estimate, Finding
 from cotune.compare.tables import (
     Group,
     Overall,
     Row,
+    budget_used,
     cost,
     overall,
     overall_record,
@@ -57,9 +60,9 @@ class Sheet:
 
 
 def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
-    """Of each group the scores with what they show in words, the tests, the costs, what an answer costs, the spread of
-    several runs, the 2x2 where a strategy turned both levers, and what the checks found, `whole`: also where that is
-    nothing. Then, where there are several tasks, their mean.
+    """Of each group the scores with what they show in words, the tests, the costs, what an answer costs, when what is
+    dearer to tune pays, the spread of several runs, the 2x2 where a strategy turned both levers, and what the checks
+    found, `whole`: also where that is nothing. Then, where there are several tasks, their mean.
     """
     out = []
     for group in groups:
@@ -87,12 +90,19 @@ def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
             out.append(Sheet(f"{title} · spread", _SPREAD, spreads, ()))
         done = [row for row in group.rows if row.status == "done"]
         if done:
-            costs = ("cost, mean per run", *(f"{account} {unit}" for account, unit, _, _ in _COSTS))
-            out.append(Sheet(f"{title} · cost", costs, tuple(_costs(row) for row in done), ()))
+            limited = any(budget_used(row) is not None for row in done)
+            used = ("of its budget %",) if limited else ()
+            costs = ("cost, mean per run", *(f"{account} {unit}" for account, unit, _, _ in _COSTS), *used)
+            out.append(Sheet(f"{title} · cost", costs, tuple(_costs(row, limited) for row in done), ()))
         served = tuple(_served(row) for row in done if serving(row, "flops") is not None)
         if served:
             names = ("serving, per example", *(name for name, _, _ in _SERVED))
-            out.append(Sheet(f"{title} · serving", names, served, ()))
+            pairs = break_evens(group)
+            paying = tuple(_paying(pair) for pair in pairs if pair.calls is not None)
+            never = (_NONE_PAYS,) if pairs and not paying else ()
+            out.append(Sheet(f"{title} · serving", names, served, never))
+            if paying:
+                out.append(Sheet(f"{title} · break-even", _BREAK_EVEN, paying, (_PAYS,)))
         crossed = tuple(_crossed(row) for row in done if row.cells)
         if crossed:
             cells = ("prompt/weights %", *CELLS, "interaction")
@@ -183,12 +193,26 @@ def _spread(row: Row) -> tuple[str, ...]:
     return (row.strategy, str(len(row.runs)), *shown)
 
 
-def _costs(row: Row) -> tuple[str, ...]:
-    return (row.strategy, *(show(cost(row, account, key)) for account, _, key, show in _COSTS))
+def _costs(row: Row, limited: bool) -> tuple[str, ...]:
+    share = budget_used(row)
+    used = ("" if share is None else f"{100 * share:.0f}",) if limited else ()
+    return (row.strategy, *(show(cost(row, account, key)) for account, _, key, show in _COSTS), *used)
 
 
 def _served(row: Row) -> tuple[str, ...]:
     return (row.strategy, *(show(serving(row, *path)) for _, path, show in _SERVED))
+
+
+_BREAK_EVEN = ("dearer to tune", "instead of", "more FLOPs to tune", "fewer FLOPs per answer", "answers until it pays")
+_PAYS = (
+    "The dearer to tune costs less in all once it has given that many answers, in FLOPs and whatever either scores. Of "
+    "any other two rows the dearer to tune takes no fewer FLOPs per answer: it never pays."
+)
+_NONE_PAYS = "Break-even: none. Of any two rows the dearer to tune takes no fewer FLOPs per answer: it never pays."
+
+
+def _paying(pair: BreakEven) -> tuple[str, ...]:
+    return (pair.dearer, pair.other, two_digits(pair.tuning), two_digits(pair.serving), count(pair.calls))
 
 
 def _crossed(row: Row) -> tuple[str, ...]:
@@ -340,6 +364,13 @@ def as_json(groups: Sequence[Group]) -> str:
                 "notes": list(group.notes),
                 "mixed": list(group.mixed),
                 "rows": [_tidy(record(group, row)) for row in group.rows],
+                "curves": [
+                    {"strategy": row.strategy, "run": run.name, "seed": run.seed, **curve.record()}
+                    for row in group.rows
+                    for run in row.runs
+                    if row.status == "done" and (curve := learning(run, [])) and curve.validated
+                ],
+                "break_even": [_tidy(pair.record()) for pair in break_evens(group)],
             }
             for group in groups
         ],

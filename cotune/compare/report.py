@@ -19,6 +19,7 @@ from itertools import groupby
 from typing import Any
 
 from cotune.compare import evidence, plots, words
+from cotune.compare.curves import learning
 from cotune.compare.evidence import Wording
 from cotune.compare.labels import changed
 from cotune.compare.markup import Child, Html, data, join, tag
@@ -216,7 +217,7 @@ def _plots(group: Group, problems: list[str]) -> dict[str, tuple[Plot | None, st
     spent = [
         (_series(row), c, row.score) for row in done if row.score and (c := cost(row, "tuning", "tokens")) is not None
     ]
-    learnt = [(_series(row), [c for run in row.runs for c in evidence.learning(run, problems)]) for row in done]
+    learnt = [(_series(row), [curve for run in row.runs if (curve := learning(run, problems))]) for row in done]
     learnt = [(series, some) for series, some in learnt if some]
     crossed = [(_series(row), row.cells, row.interaction) for row in done if row.cells]
     unpriced = [row.strategy for row in done if cost(row, "tuning", "tokens") is None]
@@ -245,8 +246,9 @@ def _plots(group: Group, problems: list[str]) -> dict[str, tuple[Plot | None, st
         ),
         "curves": (
             plots.curves(name, learnt) if learnt else None,
-            "Solid: validation score, of a prompt search the best finalist so far. Dotted: the best prompt of the "
-            "search on the training examples it looked at. The two are not the same examples. One line for each seed."
+            "Dots: the validation score of each epoch, round or finalist. Solid: the best so far of the stage at hand, "
+            "which is what would be handed over if the budget ended there. Dotted: the best prompt of a search on the "
+            "training examples it looked at; these are other examples. One line for each seed."
             if learnt
             else "No learning curves: no finished run has left validation or search scores in its events.",
         ),
@@ -256,7 +258,7 @@ def _plots(group: Group, problems: list[str]) -> dict[str, tuple[Plot | None, st
 def _mean_plots(told: Sequence[Overall]) -> list[tuple[str, Plot]]:
     out = []
     for where, part in _by_setting(told):
-        pairs = [(Series(o.strategy, o.strategy.split(" (")[0]), o.difference) for o in part if o.difference]
+        pairs = [(Series(o.strategy, o.strategy.split(" ")[0]), o.difference) for o in part if o.difference]
         if pairs:
             name = f"mean-{part[0].model}-{part[0].engine}"
             out.append((where, plots.forest(name, part[0].baseline, pairs)))

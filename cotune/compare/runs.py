@@ -78,6 +78,16 @@ def read_run(folder: Path, metric: str | None = None) -> Run:
     return replace(_read(folder, metric), folder=folder)
 
 
+def rows_of(run: Run, name: str, problems: list[str]) -> list[dict[str, Any]]:
+    """Rows of one of the run's JSON-lines files, without those that are no objects; damage is told in `problems`."""
+    try:
+        rows = read_rows(run.folder / name)
+    except (CotuneError, OSError, ValueError, RecursionError) as error:
+        problems.append(f"{run.name}: {name} could not be read ({type(error).__name__}).")
+        return []
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def _read(folder: Path, metric: str | None) -> Run:
     name = folder.resolve().name
     config: dict[str, Any] = {}

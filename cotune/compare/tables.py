@@ -334,6 +334,19 @@ def cost(row: Row, account: str, unit: str) -> float | None:
     return _mean(row, lambda run: run.summary["cost"][account][unit])
 
 
+def budget_used(row: Row) -> float | None:
+    """Mean per run of the share of its tuning budget that it used, of the fullest one if there are several limits.
+
+    None when a run has no budget. Seconds may pass theirs a little.
+    """
+
+    def share(run: Run) -> float:
+        limits, spent = run.config["budget"], run.summary["cost"]["tuning"]
+        return max(float(spent[unit] / limits[unit]) for unit in ("tokens", "flops", "seconds") if limits[unit])
+
+    return _mean(row, share)
+
+
 def peak_memory(row: Row) -> float | None:
     """Bytes, mean per run."""
     return _mean(row, lambda run: run.summary["peak_memory_bytes"])
@@ -356,7 +369,7 @@ def _mean(row: Row, read: Callable[[Run], Any]) -> float | None:
         return None
     try:
         return sum(float(read(run)) for run in row.runs) / len(row.runs)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None
 
 
@@ -415,6 +428,7 @@ def record(group: Group, row: Row) -> dict[str, Any]:
             for account in ("tuning", "measuring")
             for unit in ("tokens", "flops", "seconds")
         },
+        "budget_used": budget_used(row),
         "peak_memory_bytes": peak_memory(row),
         **{
             f"serving_{part}_{unit}": serving(row, part, unit)

@@ -175,7 +175,7 @@ ROW = [
     "cell_seed_base", "cell_tuned_base", "cell_seed_tuned", "cell_tuned_tuned",
     *(f"interaction{end}" for end in TESTED),
     "tuning_tokens", "tuning_flops", "tuning_seconds", "measuring_tokens", "measuring_flops", "measuring_seconds",
-    "peak_memory_bytes", "serving_prompts_flops", "serving_prompts_seconds", "serving_adapters_flops",
+    "budget_used", "peak_memory_bytes", "serving_prompts_flops", "serving_prompts_seconds", "serving_adapters_flops",
     "serving_adapters_seconds", "serving_answers_flops", "serving_answers_seconds", "serving_flops", "serving_seconds",
     "correct", "wrong", "truncated", "errored", "check_truncated", "check_unread", "check_near_duplicates",
     "check_prompts_copying_val", "check_prompts_copying_test", "check_times_measured", "check_grades_differ", "mixed",
@@ -205,7 +205,9 @@ def studies(tmp_path: Path) -> list[Group]:
 def test_the_fields_of_json_and_csv_are_pinned_and_documented(studies: list[Group]) -> None:
     value = json.loads(as_json(studies))
     assert list(value) == ["groups", "overall"]
-    assert list(value["groups"][0]) == ["task", "model", "engine", "metric", "baseline", "notes", "mixed", "rows"]
+    assert list(value["groups"][0]) == [
+        "task", "model", "engine", "metric", "baseline", "notes", "mixed", "rows", "curves", "break_even",
+    ]  # fmt: skip
     assert all(list(row) == ROW for group in value["groups"] for row in group["rows"])
     assert all(list(row) == OVERALL for row in value["overall"])
     assert as_csv(studies).splitlines()[0].split(",") == ROW

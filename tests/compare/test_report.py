@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from cotune.cli import app
 from cotune.compare import evidence, plots, report
+from cotune.compare.curves import learning
 from cotune.compare.markup import data, tag
 from cotune.compare.stats import Estimate
 from cotune.compare.tables import compare
@@ -280,7 +281,7 @@ def test_damaged_files_beside_the_scores_are_named_not_raised(tmp_path: Path) ->
     assert f"{folder.name}: events.jsonl could not be read (UsageError)." in Seen(page_of(tmp_path)).text
     odd = [{"kind": "epoch", "val_score": v, "tuning_tokens": t} for v, t in ((True, 1), (2, 1), (0.5, -1), (0.5, "x"))]
     write_events(folder, *odd)
-    assert evidence.learning(compare([tmp_path])[0].rows[0].runs[0], []) == []
+    assert learning(compare([tmp_path])[0].rows[0].runs[0], []) is None
 
 
 def test_an_unknown_strategy_of_a_plugin_is_drawn_like_any_other(tmp_path: Path) -> None:
