@@ -138,6 +138,9 @@ class BudgetConfig(Section):
     seconds: Annotated[float, Field(ge=0)] | None = Field(
         None, description="of generating and training; the batch or step that passes the limit is finished"
     )
+    matched: str | None = Field(
+        None, description="whose spending `tokens` is (written by `study --match-budget`); limits nothing by itself"
+    )
 
 
 class PromptConfig(Section):
@@ -318,6 +321,9 @@ class RunConfig(Section):
         return f"{self.task}_{self.strategy}_{model}_s{self.seed}_{self.digest[:8]}"
 
 
+# How often a strategy goes round: what a run at another one's budget scales, and so no setting of a contestant there.
+REPETITIONS = ("prompt.rounds", "weights.epochs", "joint.epochs")
+
 # What a 1M-parameter model needs to learn at all: the papers' rates and ranks are for billions of parameters.
 # Layers and batches are alike for LoRA and joint. What is marked was chosen by
 # experiments/search: eight trials for each strategy, by the mean score on val over the four offline tasks, before any
@@ -411,7 +417,7 @@ def parse_budget(limits: Iterable[str]) -> dict[str, Any]:
         unit, equals, text = limit.partition("=")
         suffixes = _TIMES if unit == "seconds" else _SUFFIXES
         try:
-            if not equals or unit not in BudgetConfig.model_fields:
+            if not equals or unit not in ("tokens", "flops", "seconds"):
                 raise ValueError(unit)
             number = float(text[:-1]) * suffixes[text[-1]] if text[-1:] in suffixes else float(text)
             budget[unit] = round(number) if unit == "tokens" else number

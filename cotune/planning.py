@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -28,6 +28,8 @@ from cotune.ledger import forward_flops, training_flops
 from cotune.models.base import BaseModel, outline
 from cotune.strategies.base import Work, Workload
 from cotune.tasks import task as make_task
+from cotune.tasks.base import Task
+from cotune.tasks.data import Dataset
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
@@ -41,38 +43,59 @@ def plan(config: RunConfig) -> dict[str, Any]:
     task = make_task(config.task)
     strategy = make_strategy(config)
     notes = check_black_box(config, strategy)
-    outlined = black_box(config) if config.engine == "openai" else _outlined(config.model)
+    outlined = _answering(config)
     generator = _outlined(config.generator) if config.generator else outlined
     data = dataset(config, task)
-    learned, sampling = learned_task(config, task), decoding(config, task)
-    start = seed_prompt(config, task).prompt
-
-    def mean_tokens(texts: list[str]) -> int:
-        return math.ceil(sum(outlined.token_count(t) for t in texts) / len(texts))
-
-    sample = data.train[:64]
-    question = mean_tokens([outlined.render(learned.messages(start, e)) for e in sample])
-    reference = mean_tokens([learned.reference_completion(e) for e in sample])
-    limit = decoding(config, learned).max_new_tokens
-    load = Workload(len(data.train), len(data.val), question, reference, limit)
+    sampling, load = decoding(config, task), _workload(config, task, data, outlined)
     test = len(measured_examples(config, data))
     cells = 4 if is_crossed(config, strategy) else 1
-    works = strategy.plan(load)
+    tuning = _cost(strategy.plan(load), outlined.parameters_count)
+    limits = config.budget.model_dump(include={"tokens", "flops"}, exclude_none=True)
     twice = min(test, _answered_twice(config))
     measured = [
-        Work.generation(f"measure on {config.measured}", cells * test, question, sampling.max_new_tokens),
-        *([Work.generation("noise", twice, question, sampling.max_new_tokens)] if twice else []),
+        Work.generation(f"measure on {config.measured}", cells * test, load.question, sampling.max_new_tokens),
+        *([Work.generation("noise", twice, load.question, sampling.max_new_tokens)] if twice else []),
     ]
     return {
         "config": config.model_dump(mode="json"),
         "run": config.run_name,
         "parameters": outlined.parameters_count or None,
         "examples": {"train": len(data.train), "val": len(data.val), "test": test},
-        "mean_tokens": {"question": question, "reference": reference, "completion_limit": sampling.max_new_tokens},
-        "tuning_at_most": _cost(works, outlined.parameters_count),
+        "mean_tokens": {
+            "question": load.question,
+            "reference": load.reference,
+            "completion_limit": sampling.max_new_tokens,
+        },
+        "tuning_at_most": tuning | {unit: min(limit, tuning[unit]) for unit, limit in limits.items()},
         "measuring_at_most": _cost(measured, outlined.parameters_count),
         "notes": [*data.report.warnings, *pairing(config, generator, outlined), *notes],
     }
+
+
+def tuning_tokens(config: RunConfig) -> Callable[[RunConfig], int]:
+    """What tuning would take at most under settings that differ from `config` in how strategies tune alone.
+
+    Raises CotuneError like `plan`.
+    """
+    task = make_task(config.task)
+    load = _workload(config, task, dataset(config, task), _answering(config))
+    return lambda other: sum(w.forward_tokens + w.trained_tokens for w in make_strategy(other).plan(load))
+
+
+def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel) -> Workload:
+    learned, start = learned_task(config, task), seed_prompt(config, task).prompt
+    sample = data.train[:64]
+
+    def mean_tokens(texts: list[str]) -> int:
+        return math.ceil(sum(outlined.token_count(t) for t in texts) / len(texts))
+
+    question = mean_tokens([outlined.render(learned.messages(start, e)) for e in sample])
+    reference = mean_tokens([learned.reference_completion(e) for e in sample])
+    return Workload(len(data.train), len(data.val), question, reference, decoding(config, learned).max_new_tokens)
+
+
+def _answering(config: RunConfig) -> BaseModel:
+    return black_box(config) if config.engine == "openai" else _outlined(config.model)
 
 
 def _answered_twice(config: RunConfig) -> int:

@@ -2,8 +2,8 @@
 
 An experiment file is a run config in TOML that says only what differs from the defaults. `strategy`, `model`,
 `generator`, `task` and `seed` may be lists, and a table `[grid]` may list values of any other setting by its dotted
-name; the file then stands for every combination. A run that is finished is not
-run again; one that was interrupted continues. Knows nothing of terminals: `report` is told about every run.
+name; the file then stands for every combination. A run that is finished is not run again; one that was interrupted
+continues. Knows nothing of terminals (`report` is told about every run), nor of how budgets are matched (matching.py).
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ DIED = "the process died (out of memory, or a crash in native code); run it alon
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """One run to be made, or (config None) an experiment file that cannot be used and why."""
+    """One run to be made, or (config None) one that cannot be made and why.
+
+    `match` names whose budget it is to be given in another run, as `match_budget` of the file or --match-budget says.
+    """
 
     source: str
     config: RunConfig | None
     reason: str = ""
+    match: str | None = None
 
 
 Work = Callable[[Experiment, Path], dict[str, Any]]
@@ -55,9 +59,12 @@ def experiments(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
     for file in files:
         try:
             for layer in combinations(merged(read_toml(file), overrides)):
+                match = layer.pop("match_budget", None)
+                if not isinstance(match, str | None):
+                    raise UsageError(f"match_budget = {match!r} is not valid: it names a strategy or an experiment.")
                 config = resolve(layer)
                 check_names(config.strategy, config.task, config.engine)
-                found.setdefault(config.run_name, Experiment(file.name, config))
+                found.setdefault(config.run_name, Experiment(file.name, config, match=match))
         except UsageError as error:
             found[str(file)] = Experiment(file.name, None, str(error))
     return list(found.values())
@@ -128,37 +135,38 @@ def run_all(
     return [rows[experiment] for experiment in planned]
 
 
-def plan_all(planned: Sequence[Experiment], out: Path) -> dict[str, Any]:
-    """What each run that is not finished would cost at most, and all together; nothing runs, no weights are loaded.
+COSTS = tuple((account, unit) for account in ("tuning", "measuring") for unit in ("tokens", "flops"))
+
+
+def plan_row(experiment: Experiment, out: Path | None) -> dict[str, Any]:
+    """What a run would cost at most, 0 if it is finished in `out`; nothing runs, no weights are loaded.
 
     An experiment that cannot be planned is a row with status "failed" and its reason.
     """
     from cotune import planning
 
-    rows: list[dict[str, Any]] = []
-    sums = {f"{account}_{unit}": (account, unit) for account in ("tuning", "measuring") for unit in ("tokens", "flops")}
-    total = dict.fromkeys(sums, 0.0)
-    unknown: set[str] = set()  # the FLOPs of a black box, and so of the sum
-    for experiment in planned:
-        cost = dict.fromkeys(total, 0.0)
-        status, reason = "planned", experiment.reason or None
-        if experiment.config is None:
-            status = "failed"
-        elif finished(experiment, out):
-            status = "finished"
-        else:
-            try:
-                plan = planning.plan(experiment.config)
-                cost = {key: plan[f"{account}_at_most"][unit] for key, (account, unit) in sums.items()}
-                unknown |= {key for key, value in cost.items() if value is None}
-            except CotuneError as error:
-                status, reason = "failed", str(error)
-        row = row_of(experiment, {"status": status})
-        rows.append({key: row[key] for key in ("experiment", "run", "task", "model", "strategy", "seed")} | cost)
-        rows[-1] |= {"status": status, "reason": reason}
-        total = {key: total[key] + (cost[key] or 0.0) for key in total}
-    known = {key: None if key in unknown else value for key, value in total.items()}
-    return {"runs": rows, "total": known, "failed": sum(row["status"] == "failed" for row in rows)}
+    status, reason = "planned", experiment.reason or None
+    cost: dict[str, float | None] = {f"{account}_{unit}": 0.0 for account, unit in COSTS}
+    if experiment.config is None:
+        status = "failed"
+    elif out and finished(experiment, out):
+        status = "finished"
+    else:
+        try:
+            plan = planning.plan(experiment.config)
+            cost = {f"{account}_{unit}": plan[f"{account}_at_most"][unit] for account, unit in COSTS}
+        except CotuneError as error:
+            status, reason = "failed", str(error)
+    row = row_of(experiment, {"status": status})
+    known = {key: row[key] for key in ("experiment", "run", "matched", "task", "model", "strategy", "seed")}
+    return known | cost | {"status": status, "reason": reason}
+
+
+def plan_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of `plan_row` and their sums; a sum with something unknown in it (the FLOPs of a black box) is None."""
+    columns = {f"{account}_{unit}": [row[f"{account}_{unit}"] for row in rows] for account, unit in COSTS}
+    total = {key: None if None in values else sum(values) for key, values in columns.items()}
+    return {"runs": list(rows), "total": total, "failed": sum(row["status"] == "failed" for row in rows)}
 
 
 def _in_workers(
@@ -239,6 +247,7 @@ def row_of(
     return {
         "experiment": experiment.source,
         "run": config.run_name if config else None,
+        "matched": config.budget.matched if config else None,
         "task": config.task if config else None,
         "model": config.model if config else None,
         "strategy": config.strategy if config else None,

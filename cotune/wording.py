@@ -125,7 +125,7 @@ def export_sheet(report: Mapping[str, Any]) -> Sheet:
 
 def study_line(row: Mapping[str, Any]) -> str:
     """One run of a study."""
-    line = f"{row['status']:<7} {row['run'] or row['experiment']}"
+    line = f"{row['status']:<7} {_named(row)}"
     if row["score"] is not None:
         line += f": {row['metric']} {100 * row['score']:.1f}%"
     if row["reason"]:
@@ -138,8 +138,16 @@ def study_plan_text(costs: Mapping[str, Any]) -> str:
     lines = []
     for row in costs["runs"]:
         ending = _cost(row) if row["status"] == "planned" else row["reason"]
-        lines.append(f"{row['status']:<8} {row['run'] or row['experiment']}" + (f": {ending}" if ending else ""))
+        lines.append(f"{row['status']:<8} {_named(row)}" + (f": {ending}" if ending else ""))
     return _lines([*lines, f"at most, all together: {_cost(costs['total'])}"])
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """A run at another's budget has no name before that one has spent it."""
+    if not row["matched"]:
+        return str(row["run"] or row["experiment"])
+    own = "{task} {strategy} {model} s{seed}".format_map(row)
+    return f"{row['run'] or own} @ {row['matched']}'s budget"
 
 
 def _cost(row: Mapping[str, Any]) -> str:

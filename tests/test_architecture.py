@@ -63,9 +63,10 @@ RANK = {
     "watch": 14,
     "show": 13,
     "doctor": 13,
-    "commands": 15,
-    "cli": 16,
-    "__main__": 17,
+    "matching": 15,
+    "commands": 16,
+    "cli": 17,
+    "__main__": 18,
 }
 COMPARE_MAY_SEE = {"errors", "values", "config", "record", "compare"}
 

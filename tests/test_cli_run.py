@@ -147,6 +147,8 @@ def test_a_study_is_planned_before_it_is_run(tmp_path: Path, random_model_dir: P
     assert lora["tuning_flops"] > 0 and lora["measuring_tokens"] == zero["measuring_tokens"] > 0
     assert report["total"]["measuring_tokens"] == 2 * zero["measuring_tokens"]
     assert not (tmp_path / "out").exists()
+    limited = json.loads(cotune("study", file, "--plan", "--budget", "tokens=5", "--json").stdout)["runs"]
+    assert [row["tuning_tokens"] for row in limited] == [0, 5]
     (tmp_path / "y.toml").write_text("nonsense = 1\n")
     wrong = cotune("study", tmp_path / "y.toml", "--plan")
     assert wrong.exit_code == 2 and "failed" in wrong.stdout and "at most, all together" in wrong.stdout

@@ -65,6 +65,8 @@ def test_a_budget_is_written_with_units() -> None:
     assert parse_budget(["tokens=1.5k"]) == {"budget": {"tokens": 1500}}
     assert parse_budget(["seconds=1.5h"]) == parse_budget(["seconds=90m"]) == {"budget": {"seconds": 5400.0}}
     assert parse_budget(["flops=1e15"]) == {"budget": {"flops": 1e15}}
+    with pytest.raises(UsageError, match="'matched=5' is not valid"):  # a setting, and no limit
+        parse_budget(["matched=5"])
 
 
 def test_a_folder_is_its_files_by_name_each_run_once(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def _pngs(drawings: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def _of_study(folders: list[Path], study: Path) -> list[Path]:
-    """The run folders of a study. Those that are not there are named on stderr; UsageError when none is."""
+    """The run folders of a study, matched runs too. Those not there are counted on stderr; UsageError when none is."""
+    from cotune import matching
     from cotune.errors import UsageError
     from cotune.study import experiments
 
@@ -97,7 +98,7 @@ def _of_study(folders: list[Path], study: Path) -> list[Path]:
         )
     if missing:
         note(f"{missing} of the {len(names)} runs of {study} are not there. Run them: cotune study {study} --out DIR.")
-    return there
+    return [*there, *matching.of_study(planned, folders)]
 
 
 def save(path: Path, content: str | bytes) -> None:

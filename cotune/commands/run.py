@@ -176,6 +176,13 @@ def study(
     ] = None,
     sets: Set = None,
     budget: Budget = None,
+    match_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STRATEGY|EXPERIMENT",
+            help="Then run each again, scaled to spend the tuning tokens that this one spent. See docs/commands.md.",
+        ),
+    ] = None,
     out: Out = Path("results"),
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
     cache: Cache = None,
@@ -185,6 +192,7 @@ def study(
     as_json: Json = False,
 ) -> None:
     """Run every experiment that has no finished run, and go on after a failed one."""
+    from cotune import matching
     from cotune import study as studies
     from cotune.config import merged, parse_budget, parse_set, read_toml
     from cotune.engines.cache import GenerationCache
@@ -192,28 +200,38 @@ def study(
 
     laid_on = read_toml(file) if file else {}
     flags = parse_budget(budget or []) | ({"data": data} if data else {})
+    flags |= {"match_budget": match_budget} if match_budget else {}
     overrides = merged(merged(laid_on, parse_set(sets or [])), flags)
     planned = studies.experiments(path, overrides)
     trackers = _trackers(tracker)
     calm_libraries(quiet)
+    pairs = matching.pairs(planned)
     if plan:
         with redirect_stdout(sys.stderr):
-            costs = studies.plan_all(planned, out)
+            own = [studies.plan_row(experiment, out) for experiment in planned]
+            again = [row for pair in pairs if (row := matching.plan_row(pair, out))]
+        costs = studies.plan_of([*own, *again])
         emit_report(costs, study_plan_text, as_json)
         if costs["failed"]:
             raise typer.Exit(2)
         return
-    told = 0
+    told, of = 0, len(planned)
 
     def report(row: dict[str, Any]) -> None:
         nonlocal told
         told += 1
         if not quiet or row["status"] == "failed":
-            note(f"[{told}/{len(planned)}] {study_line(row)}")
+            note(f"[{told}/{of}] {study_line(row)}")
 
     if cache:
         GenerationCache(cache)  # that it cannot be used is said once, before anything runs
-    rows = studies.run_all(planned, out, jobs, report, partial(studies.run_one, cache=cache, trackers=trackers))
+    work = partial(studies.run_one, cache=cache, trackers=trackers)
+    rows = studies.run_all(planned, out, jobs, report, work)
+    if pairs:
+        with redirect_stdout(sys.stderr):
+            equal = matching.matched(pairs, out)
+        of += len(equal)
+        rows += studies.run_all(equal, out, jobs, report, work)
     failed = sum(row["status"] == "failed" for row in rows)
     if as_json:
         emit_json({"runs": rows, "failed": failed})

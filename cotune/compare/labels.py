@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cotune.compare.runs import Run
-from cotune.config import resolve
+from cotune.config import REPETITIONS, resolve
 from cotune.errors import UsageError
 from cotune.values import digest
 
+# What a run at another one's budget has from that budget, not from its contestant: it differs by task and seed.
+_SCALED = ("budget.tokens", *REPETITIONS)
 # Sections of the config that the built-in strategies do not read: a difference there is no other variant.
 _UNUSED = {
     "zero-shot": (
@@ -21,7 +23,7 @@ _UNUSED = {
     "sequential": ("joint",),
 }  # fmt: skip
 _NEVER = (
-    "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples",
+    "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples", "budget.matched",
     "vllm.sequences", "vllm.adapters", "vllm.adapter_gib", "vllm.tensor_parallel", "vllm.memory_fraction",
     "vllm.cache_gib", "vllm.own_process", "vllm.between", "vllm.residents",
     "openai.concurrency", "openai.requests_per_minute", "openai.tokens_per_minute", "openai.timeout",
@@ -33,13 +35,15 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
     """The strategy's name, with the settings that set a variant apart when there are several of it.
 
     A default is not named, nor, where no variant has it, a value that most of them have: the plain name stands for what
-    an ablation takes away from. `runs` are of one task and model.
+    an ablation takes away from. A run that was given another one's budget is called what its contestant is, and whose
+    budget it has. `runs` are of one task and model.
     """
     labels = {}
     for strategy in {run.strategy for run in runs}:
         same = [run for run in runs if run.strategy == strategy]
         settings = {run: _flat(run.config, strategy) for run in same}
-        variants = list({repr(sorted(flat.items(), key=str)): flat for flat in settings.values()}.values())
+        own = [run for run in same if not _matched(run)] or same
+        variants = list({repr(sorted(settings[run].items(), key=str)): settings[run] for run in own}.values())
         default = _default(same[0], strategy)
         usual, varying = {}, []
         for key in sorted({key for flat in variants for key in flat}):
@@ -50,12 +54,21 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
                 varying.append(key)
                 usual[key] = default[key] if default.get(key) in counted else usual[key]
         for run in same:
-            apart = {key: settings[run].get(key) for key, value in usual.items()}
+            scaled = _SCALED if _matched(run) else ()
+            apart = {key: settings[run].get(key) for key in usual if key not in scaled}
             inside = [
                 f"{_last(key, varying)}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]
             ]
             labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
+            if name := _matched(run):
+                labels[run] += f" @ {_brief(name)}'s budget"
     return labels
+
+
+def _matched(run: Run) -> str | None:
+    """Whose tuning tokens the run was given, if any."""
+    budget = run.config.get("budget")
+    return budget.get("matched") if isinstance(budget, Mapping) else None
 
 
 def _default(run: Run, strategy: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from reference.run_folders import write_rows, write_run
 
 from cotune.compare.runs import Run
 from cotune.compare.stats import tango
-from cotune.compare.tables import Group, Row, _arm, compare, cost, overall, record, score_range, spread
+from cotune.compare.tables import Group, Row, _arm, budget_used, compare, cost, overall, record, score_range, spread
 from cotune.errors import UsageError
 
 BASE = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0}
@@ -477,3 +477,26 @@ def test_another_metric_is_compared_and_runs_without_it_stay_visible(tmp_path: P
         UsageError, match=r"No finished run has the metric 'f2'\. Give --metric one of: accuracy, token_f1"
     ):
         compare([tmp_path], metric="f2")
+
+
+def test_runs_at_anothers_budget_are_one_row_whatever_they_were_scaled_to(tmp_path: Path) -> None:
+    """Beside their contestants, whose labels stay what they are."""
+    for seed, (rounds, tokens) in enumerate(((3, 700), (4, 900), (5, 1000))):
+        write_run(tmp_path, "joint", BETTER, seed=seed, tuning={"tokens": tokens, "flops": 1.0, "seconds": 1.0})
+        budget = {"tokens": tokens, "matched": "joint"}
+        for variant in ({}, {"minibatch": 3}):
+            write_run(tmp_path, "prompt-only", BASE, seed=seed, settings={"prompt": {"rounds": 2, **variant}})
+            settings = {"prompt": {"rounds": rounds, **variant}, "budget": budget}
+            spent = {"tokens": tokens / 2, "flops": 1.0, "seconds": 1.0}
+            write_run(tmp_path, "prompt-only", BETTER, seed=seed, settings=settings, tuning=spent)
+    group = only(compare([tmp_path]))
+    assert [(r.strategy, len(r.runs)) for r in group.rows] == [
+        ("prompt-only", 3),
+        ("prompt-only (minibatch=3)", 3),
+        ("prompt-only (minibatch=3) @ joint's budget", 3),
+        ("prompt-only @ joint's budget", 3),
+        ("joint", 3),
+    ]
+    assert [budget_used(r) for r in group.rows] == [None, None, 0.5, 0.5, None]
+    alone = only(compare([r.runs[0].folder for r in group.rows if "@" in r.strategy]))
+    assert [r.strategy for r in alone.rows] == [r.strategy for r in group.rows if "@" in r.strategy]
