@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -26,7 +27,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def names(kind: str, table: Mapping[str, str]) -> dict[str, str]:
     """The table plus what installed packages add to it."""
-    return dict(table) | {e.name: e.value for e in entry_points(group=f"cotune.{kind}")}
+    return dict(table) | _installed(kind)
+
+
+@cache  # reading what is installed takes 20 ms and more, and a study asks for every run
+def _installed(kind: str) -> dict[str, str]:
+    return {e.name: e.value for e in entry_points(group=f"cotune.{kind}")}
 
 
 def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
