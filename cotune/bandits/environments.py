@@ -47,8 +47,10 @@ class Outcomes(ABC):
         self.contexts, (self.prompts, self.queries) = len(self.weights), self.probability.shape[:2]
         self.test = np.setdiff1d(np.arange(self.queries), self.train)
         check_n(n_max)
-        if self.weights.ndim != 2 or self.weights.size == 0 or (self.weights < 0).any():
+        if self.weights.ndim != 2 or self.weights.size == 0 or not (self.weights >= 0).all():
             raise UsageError("Every context needs one weight of at least 0 for each objective and for cost.")
+        if not np.isfinite(self.cost).all():
+            raise DataError("The cost of a completion is not a finite number; count it before tuning on it.")
         if not len(self.train):
             raise DataError("There is no training query to pull; give the environment at least one.")
         if not np.allclose(self.probability.sum(-1), 1):
@@ -163,8 +165,8 @@ def vote_on_completions(
     (ours). Raises DataError when not every (prompt, query) has equally many completions, at least one.
     """
     graded = np.asarray(scores, dtype=np.float64)
-    counts = {len(cell) for row in predictions for cell in row}
-    if len(counts) != 1 or graded.shape != (len(predictions), len(predictions[0]), *counts) or not graded.size:
+    shapes = {(len(row), len(cell)) for row in predictions for cell in row}
+    if len(shapes) != 1 or graded.shape != (len(predictions), *next(iter(shapes))) or not np.isfinite(graded).all():
         raise DataError("The cache must hold equally many graded completions, at least one, of every prompt and query.")
     answers = np.empty(graded.shape, dtype=np.int64)
     worth = np.zeros(graded.shape)

@@ -4,7 +4,7 @@
 
 Every run is a fresh environment in which every learner spends each budget anew; its policy's average contextual return
 (ACR) on the held-out queries is an exact sum, so nothing but environments and learners is random. With `--rows` the
-figures of finished runs are kept in a file and not computed again. Same arguments, same bytes.
+figures of finished runs are kept in a file and not computed again. Same seed, same bytes, in whatever portions.
 """
 
 from __future__ import annotations
@@ -89,14 +89,15 @@ def run_all(names: list[str], runs: int, budgets: list[int], seed: int, file: Pa
     rows: Rows = {}
     if file and file.exists():
         with file.open(encoding="utf-8", newline="") as stream:
-            for name, of_run, budget, row, value, spent in csv.reader(stream):
-                rows[name, int(of_run), int(budget), row] = float(value), int(spent)
+            for of_seed, name, of_run, budget, row, value, spent in csv.reader(stream):
+                if int(of_seed) == seed:
+                    rows[name, int(of_run), int(budget), row] = float(value), int(spent)
     for run in range(runs):
         fresh = [row for name in names for row in run_once(name, run, budgets, seed, rows)]
         rows.update(fresh)
         if file and fresh:
             with file.open("a", encoding="utf-8", newline="") as stream:
-                csv.writer(stream).writerows((*key, repr(value), spent) for key, (value, spent) in fresh)
+                csv.writer(stream).writerows((seed, *key, repr(value), spent) for key, (value, spent) in fresh)
     return rows
 
 
@@ -168,6 +169,8 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="CSV of all figures, read first and added to")
     parser.add_argument("--out", type=Path, required=True, help="the table, as markdown")
     given = parser.parse_args()
+    if given.runs < 2 or min(given.budgets) < 1 or given.seed < 0:
+        parser.error("give at least 2 runs, budgets of at least 1 completion, and a seed of at least 0")
     rows = run_all(given.environments, given.runs, given.budgets, given.seed, given.rows)
     given.out.write_text(markdown(rows, given.environments, given.runs, given.budgets), encoding="utf-8")
 

@@ -38,6 +38,18 @@ def test_rows_are_kept_and_the_table_is_the_same(small_study: None, tmp_path: Pa
     assert study.markdown(rows, ["Small"], 2, [30]) == study.markdown(again, ["Small"], 2, [30])
 
 
+def test_rows_of_another_seed_are_left_alone(small_study: None, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    assert study.run_all(["Small"], 2, [30], 0, file) != study.run_all(["Small"], 2, [30], 1, file)
+
+
+def test_arguments_that_cannot_be(small_study: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bad in (["--runs", "0"], ["--budgets", "0"], ["--seed", "-1"]):
+        monkeypatch.setattr("sys.argv", ["study", "--out", str(tmp_path / "table.md"), *bad])
+        with pytest.raises(SystemExit, match="2"):
+            study.main()
+
+
 def test_the_table_says_who_is_better_than_psst(small_study: None) -> None:
     others = [learner.name for learner in study.LEARNERS[1:]]
     rows: study.Rows = {}
