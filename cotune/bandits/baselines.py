@@ -85,7 +85,7 @@ class Softmax(Sequential):
 
     def choose(self, means: Floats, blocks: Ints, random: np.random.Generator) -> int:
         heights = np.cumsum(np.exp((means - means.max()) / self.tau))
-        return int(np.searchsorted(heights, random.random() * heights[-1], side="right"))
+        return int(np.searchsorted(heights[:-1], random.random() * heights[-1], side="right"))
 
 
 class UCB(Sequential):

@@ -105,8 +105,8 @@ class MajorityVote(Outcomes):
 
     def _gain(self, queries: Ints) -> Floats:
         worth = self.worth[:, queries]
-        of_answer = self.answers[:, queries, :, None] == np.arange(worth.shape[-1])
-        chance = (self.probability[:, queries, :, None] * of_answer).sum(2)  # [P, X, S]
+        answers, outcome = self.answers[:, queries], self.probability[:, queries]
+        chance = np.stack([(outcome * (answers == s)).sum(-1) for s in range(worth.shape[-1])], axis=-1)  # [P, X, S]
         score = np.zeros((self.prompts, len(queries), self.n_max))
         for s in np.flatnonzero((worth * chance).any((0, 1))):
             score += worth[..., s, None] * majority_accuracy(_first(chance, int(s)), self.n_max)
@@ -166,18 +166,21 @@ def vote_on_completions(
     """
     graded = np.asarray(scores, dtype=np.float64)
     shapes = {(len(row), len(cell)) for row in predictions for cell in row}
-    if len(shapes) != 1 or graded.shape != (len(predictions), *next(iter(shapes))) or not np.isfinite(graded).all():
+    if len(shapes) != 1 or graded.shape != (len(predictions), *next(iter(shapes))) or not graded.size:
         raise DataError("The cache must hold equally many graded completions, at least one, of every prompt and query.")
+    if not np.isfinite(graded).all():
+        raise DataError("The grade of a completion is not a finite number; grade it before tuning on it.")
     answers = np.empty(graded.shape, dtype=np.int64)
     worth = np.zeros(graded.shape)
     for p, row in enumerate(predictions):
         for x, cell in enumerate(row):
-            number = {answer: s for s, answer in enumerate(dict.fromkeys(cell))}
-            answers[p, x] = [number[answer] for answer in cell]
-            votes = np.bincount(answers[p, x])
-            worth[p, x, : len(votes)] = np.bincount(answers[p, x], weights=graded[p, x]) / votes
-            if None in number:
-                worth[p, x, number[None]] = 0
+            grades: dict[Answer, list[float]] = {}
+            for answer, grade in zip(cell, graded[p, x], strict=True):
+                grades.setdefault(answer, []).append(0.0 if answer is None else grade)
+            mean = {answer: sum(of_answer) / len(of_answer) for answer, of_answer in grades.items()}
+            ranked = sorted(mean, key=mean.__getitem__, reverse=True)  # `values` needs a sum for each place above 0
+            answers[p, x] = [ranked.index(answer) for answer in cell]
+            worth[p, x, : len(ranked)] = [mean[answer] for answer in ranked]
     worth = worth[..., : int(answers.max()) + 1]
     return MajorityVote(answers, worth, np.full(graded.shape, 1 / graded.shape[2]), cost, weights, n_max, train)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cotune.bandits.base import Arm, Observed, average_return
+from cotune.bandits.base import Arm, average_return
 from cotune.bandits.baselines import UCB, EpsilonGreedy, Sequential, Softmax, Triple, Uniform
 from cotune.errors import UsageError
 from tests.bandits.known import Known, known
@@ -94,13 +94,6 @@ def test_triple_halves_the_prompts_with_one_completion_a_pull() -> None:
     learned = Triple(random_n=True).learn(Known(true), 90, np.random.default_rng(0))
     assert learned.policy == (Arm(4, None),)
     assert average_return(true, learned.policy) == 8.5  # the mean over N of 8 and 9
-
-
-def test_the_account_refuses_what_it_cannot_pay() -> None:
-    observed = Observed(known(1, 1, 4), 7, np.random.default_rng(0))
-    observed.pull(0, 4)
-    with pytest.raises(ValueError, match="exceed the 3 that are left"):
-        observed.pull(0, 4)
 
 
 def test_settings_that_cannot_be() -> None:

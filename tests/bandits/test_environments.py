@@ -98,14 +98,16 @@ def test_bad_input() -> None:
         MajorityVote([0, 1], [1.0, 0.0], [[[0.5, 0.4]]], 0, [(1, 0)], 1, [0])
     with pytest.raises(UsageError, match="one number for each objective"):
         BestOfN([[[[1.0]]]], [[[1.0]]], 0, [(1, 1, 1)], 1, [0])
-    with pytest.raises(DataError, match="not a finite number"):
+    with pytest.raises(DataError, match="grade of a completion is not a finite number"):
+        vote_on_completions([[["a"]]], [[[float("nan")]]], [[[0]]], [(1, 0)], 1, [0])
+    with pytest.raises(DataError, match="cost of a completion is not a finite number"):
         MajorityVote([0, 1], [1.0, 0.0], [[[0.5, 0.5]]], float("nan"), [(1, 0)], 1, [0])
     for predictions, scores in (
         ([], []),
         ([[["a"], ["a", "b"]]], [[[1], [1]]]),
         ([[["a"], ["b"]], [["a"]]], [[[1], [1]], [[1], [1]]]),
         ([[["a"]]], [[[1, 1]]]),
-        ([[["a"]]], [[[float("nan")]]]),
+        ([[[]]], [[[]]]),
     ):
         with pytest.raises(DataError, match="equally many graded completions"):
             vote_on_completions(predictions, scores, [[[0]]], [(1, 0)], 1, [0])
