@@ -84,8 +84,8 @@ class Softmax(Sequential):
         self.tau = tau
 
     def choose(self, means: Floats, blocks: Ints, random: np.random.Generator) -> int:
-        heights = np.cumsum(np.exp((means - means.max()) / self.tau))
-        return int(np.searchsorted(heights[:-1], random.random() * heights[-1], side="right"))
+        heights = np.exp((means - means.max()) / self.tau).cumsum()
+        return int(heights[:-1].searchsorted(random.random() * heights[-1], side="right"))
 
 
 class UCB(Sequential):
@@ -99,9 +99,8 @@ class UCB(Sequential):
         self.c = c
 
     def choose(self, means: Floats, blocks: Ints, random: np.random.Generator) -> int:
-        bonus = np.full(len(means), np.inf)
-        np.divide(math.log(max(1, blocks.sum())), blocks, out=bonus, where=blocks > 0)
-        return best_index(means + self.c * np.sqrt(bonus), random)
+        bound = means + self.c * np.sqrt(math.log(max(1, blocks.sum())) / np.maximum(blocks, 1))
+        return best_index(np.where(blocks, bound, np.inf), random)
 
 
 class Triple:

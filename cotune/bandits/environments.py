@@ -58,9 +58,9 @@ class Outcomes(ABC):
         self._cumulative = np.cumsum(self.probability, axis=-1)[..., :-1]
 
     def pull(self, prompt: int, n: int, count: int, random: np.random.Generator) -> tuple[Ints, Floats]:
-        queries = self.train[random.integers(len(self.train), size=count)]
-        chance = random.random((count, n, 1))
-        outcomes = (chance >= self._cumulative[prompt, queries][:, None, :]).sum(-1)
+        chance = random.random((count, n + 1, 1))  # of the query, and of every completion
+        queries = self.train[(chance[:, 0, 0] * len(self.train)).astype(np.int64)]
+        outcomes = (chance[:, 1:] >= self._cumulative[prompt, queries][:, None, :]).sum(-1)
         drawn = (prompt, queries[:, None], outcomes)
         return queries, self._gained(drawn) - self.weights[:, -1:] * total_block_sums(self.cost[drawn])
 
