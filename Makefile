@@ -64,6 +64,7 @@ bench: setup
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/lora_throughput.py
 	$(BIN)/python benchmarks/joint_step.py
+	$(BIN)/python benchmarks/sft_throughput.py
 	$(BIN)/python benchmarks/compare_speed.py
 	if $(BIN)/python -c 'import vllm' 2>/dev/null; then $(BIN)/python benchmarks/engines.py && $(BIN)/python benchmarks/engine_memory.py; fi
 

@@ -10,6 +10,7 @@ Knows nothing of how any setting is used.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -166,27 +167,79 @@ class PromptConfig(Section):
         return _no_secret(value) if value.startswith("openai:") else value
 
 
-class WeightsConfig(Section):
-    """LoRA fine-tuning (sheet 01)."""
+# What a method's own paper says where it differs from the class defaults below. The number of samples is ours for
+# all four (DeepSeekMath: 64), the temperature is 1 because policy gradients need the model's own distribution.
+METHODS: dict[str, dict[str, Any]] = {
+    "dpo": {"samples": 8, "temperature": 1.0, "top_p": 1.0, "beta": 0.1},  # Rafailov et al. 2023
+    "kto": {"samples": 8, "temperature": 1.0, "top_p": 1.0, "beta": 0.1},  # Ethayarajh et al. 2024
+    "grpo": {"samples": 8, "temperature": 1.0, "top_p": 1.0, "beta": 0.04, "updates": 1},  # Shao et al. 2024
+    "ppo": {"samples": 8, "temperature": 1.0, "top_p": 1.0, "beta": 0.02, "updates": 4},  # Ouyang 2022, Ziegler 2019
+}
 
-    source: Literal["gold", "self", "both"] = Field(
-        "gold",
-        description="gold rationales, own completions that the grader accepts (BetterTogether), or both; "
-        "the default is that of joint, so that every strategy learns from the same completions (ours)",
+
+class WeightsConfig(Section):
+    """LoRA fine-tuning (sheet 01) by one of six methods (docs/baselines.md)."""
+
+    method: Literal["sft", "rft", "dpo", "kto", "grpo", "ppo"] = Field(
+        "sft",
+        description="sft: reference solutions; rft: own completions that the grader accepts (BetterTogether); dpo and "
+        "kto: own right and wrong completions; grpo and ppo: the task's score as reward. The default is the data of "
+        "joint, so that every strategy learns from the same completions (ours)",
     )
-    samples: Positive = Field(1, description="own completions sampled per train example")
-    temperature: float = Field(0.1, ge=0, le=5, description="of those samples (BetterTogether)")
-    top_p: Rate = Field(0.97, description="of those samples (BetterTogether)")
+    samples: Positive = Field(
+        1, description="own completions sampled per train example (all but sft; grpo, ppo: in each epoch)"
+    )
+    temperature: float = Field(0.1, ge=0, le=5, description="of those samples (BetterTogether; dpo to ppo: 1)")
+    top_p: Rate = Field(0.97, description="of those samples (BetterTogether; dpo to ppo: 1)")
+    beta: float = Field(
+        0.1,
+        ge=0,
+        description="pull towards the model before training: beta of dpo and kto (0.1 in their papers), weight of the "
+        "KL in grpo (0.04, DeepSeekMath) and ppo (0.02, InstructGPT)",
+    )
+    updates: Positive = Field(
+        1, description="optimizer steps on each batch of rollouts (grpo: 1, DeepSeekMath; ppo: 4, Ziegler et al. 2019)"
+    )
+    clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon of grpo and ppo (Schulman et al. 2017)")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="of ppo's advantages (Ziegler et al. 2019)")
+    variant: Literal["lora", "rslora"] = Field(
+        "lora", description="rslora: scaling = alpha / sqrt(rank) (Kalajdzievski 2023)"
+    )
     rank: Positive = Field(32, description="BetterTogether")
     alpha: Annotated[float, Field(gt=0)] = Field(64.0, description="scaling = alpha / rank (BetterTogether)")
     target_modules: TargetModules = Field(("q_proj", "k_proj"), description="BetterTogether")
-    epochs: Count = Field(5, description="BetterTogether")
+    epochs: Count = Field(5, description="passes over what is learned from; grpo, ppo: over train (BetterTogether)")
     learning_rate: Rate = Field(1e-5, description="BetterTogether")
-    batch_size: Positive = Field(8, description="examples per optimizer step (BetterTogether)")
-    micro_batch_size: Positive = Field(8, description="examples per forward pass; the result does not depend on it")
+    batch_size: Positive = Field(
+        8, description="per optimizer step: completions, pairs (dpo), or questions (grpo, ppo) (BetterTogether)"
+    )
+    micro_batch_size: Positive = Field(
+        8, description="of them (grpo, ppo: completions) per forward pass; the result does not depend on it"
+    )
     warmup: float = Field(0.1, ge=0, le=1, description="fraction of steps; linear, then cosine decay (ours)")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="ours")
-    checkpoint_every: Positive = Field(50, description="optimizer steps between checkpoints")
+    checkpoint_every: Positive = Field(
+        50, description="optimizer steps between checkpoints (grpo, ppo: batches of rollouts)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_method(cls, given: Any) -> Any:
+        """The method's own defaults, under what is given."""
+        return METHODS.get(str(given.get("method")), {}) | given if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _sampled_as_the_method_needs(self) -> Self:
+        if self.method in ("dpo", "grpo") and self.samples < 2:
+            raise ValueError(f"{self.method} compares completions of one question, so samples must be 2 or more")
+        if self.method in ("grpo", "ppo") and (self.temperature, self.top_p) != (1.0, 1.0):
+            raise ValueError(f"{self.method} needs the model's own distribution: temperature = 1 and top_p = 1")
+        return self
+
+    @property
+    def scaling(self) -> float:
+        """What B A x is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
 
 
 class SequentialConfig(Section):

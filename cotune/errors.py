@@ -21,5 +21,9 @@ class BudgetExhausted(CotuneError):
     """The next piece of tuning work would exceed the budget; strategies catch this and keep their best."""
 
 
+class NoData(CotuneError):
+    """A weights stage found nothing to train on. A reported outcome of the run ("-"), not a crash (sheet 01)."""
+
+
 class RunLocked(CotuneError):
     """Another process is working on this run folder."""

@@ -25,7 +25,7 @@ from cotune.diagnosis import warnings
 from cotune.engines import engine as make_engine
 from cotune.engines.base import Engine, Sampling
 from cotune.engines.cache import GenerationCache
-from cotune.errors import CotuneError, DataError, UsageError
+from cotune.errors import CotuneError, DataError, NoData, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel, load
@@ -36,7 +36,7 @@ from cotune.progress_file import ProgressFile
 from cotune.record import RunFolder, environment, read_rows
 from cotune.serving import per_example
 from cotune.strategies import STRATEGIES
-from cotune.strategies.base import Fixed, NoData, Problem, Strategy
+from cotune.strategies.base import Fixed, Problem, Strategy
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
 from cotune.tasks.data import Dataset, content_digest

@@ -122,7 +122,9 @@ def folded(before: Standing, row: object) -> Standing:
         return replace(now, losses=now.losses.then(stage, loss))
     if kind == "candidate" or (kind == "chosen" and "text" in row):
         now = _prompt(now, row, stage)
-    reward = number(row.get({"candidate": "score", "rollouts": "mean_score"}.get(str(kind), "")))
+    reward = number(
+        row.get({"candidate": "score", "rollouts": "mean_score", "rewards": "mean_score"}.get(str(kind), ""))
+    )
     if reward is not None and row.get("dropped") is not True:
         return replace(now, rewards=now.rewards.then(stage, reward))
     val = number(row.get("val_score"))

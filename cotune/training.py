@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -33,6 +33,9 @@ class Cost:
 
     tokens: int
     flops: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.tokens + other.tokens, self.flops + other.flops)
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,9 @@ class Trainer(Generic[Item]):
         self.step = saved["step"]
         return dict(saved["caller"])
 
-    def run(self, batches: Sequence[Sequence[Item]], meta: Mapping[str, Any] | None = None) -> bool:
-        """One optimizer step per batch; the caller passes only the batches from `self.step` on.
+    def run(self, batches: Iterable[Sequence[Item]], meta: Mapping[str, Any] | None = None) -> bool:
+        """One optimizer step per batch; the caller passes only the batches from `self.step` on, made beforehand or when
+        their turn comes.
 
         Engines give their memory back before the first step. Checkpoints every `checkpoint_every` steps and at the end,
         with `meta` as it is then. Emits "step" events (loss, named losses, gradient norm, learning rate). False when
@@ -150,9 +154,9 @@ class Trainer(Generic[Item]):
         Raises CotuneError, leaving the last checkpoint, on a NaN or infinite loss or gradient (naming the step, the
         items of the micro-batch or batch, and the fix) and when the GPU's memory does not suffice.
         """
-        if batches:
-            self._bench.engine.release()
-        for batch in batches:
+        for i, batch in enumerate(batches):
+            if i == 0:
+                self._bench.engine.release()
             costs = [self._cost(item) for item in batch]
             tokens, flops = sum(c.tokens for c in costs), sum(c.flops for c in costs)
             try:

@@ -43,6 +43,7 @@ RANK = {
     "supervision": 8,
     "proposers": 9,
     "rollouts": 9,
+    "methods": 9,
     "joint_items": 9,
     "checks": 10,
     "strategies": 10,

@@ -127,7 +127,7 @@ def test_what_cannot_start_leaves_no_run_behind(config: RunConfig, tmp_path: Pat
 
 
 def test_no_accepted_completions_is_an_outcome(config: RunConfig, tmp_path: Path) -> None:
-    own = config.weights.model_copy(update={"source": "self"})
+    own = config.weights.model_copy(update={"method": "rft"})
     update = {"task": "micro-gsm8k", "strategy": "lora-only", "weights": own}
     result = experiment.run(config.model_copy(update=update), tmp_path, "w")
     assert result.summary["status"] == "no-data"

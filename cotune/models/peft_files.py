@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,17 @@ def read_peft(folder: Path, device: str | torch.device) -> tuple[dict[str, tuple
     """(factors, scaling) of a plain LoRA adapter.
 
     Raises UsageError for a folder without the two files, a damaged file, or a PEFT feature that is not a plain
-    low-rank update (DoRA, rsLoRA, ranks by layer, trained biases or whole modules).
+    low-rank update (DoRA, ranks by layer, trained biases or whole modules).
     """
     try:
         config: dict[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        scaling = config["lora_alpha"] / config["r"]
+        scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
         tensors = load_file(folder / _WEIGHTS, device=str(device))
     except FileNotFoundError as error:
         raise UsageError(f"{folder} is no PEFT adapter: it lacks {_WEIGHTS} or {_CONFIG}.") from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"The adapter in {folder} is damaged ({error}); write it again.") from error
-    extras = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    extras = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
     used = [key for key in extras if config.get(key)]
     if config.get("peft_type") != "LORA" or used or config.get("bias", "none") != "none":
         raise UsageError(

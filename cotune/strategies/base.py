@@ -38,10 +38,6 @@ class Problem:
     sampling: Sampling
 
 
-class NoData(CotuneError):
-    """A weights stage found nothing to train on. A reported outcome of the run ("-"), not a crash (sheet 01)."""
-
-
 @dataclass(frozen=True)
 class Workload:
     """What decides the cost of tuning: numbers of examples and mean lengths in tokens.

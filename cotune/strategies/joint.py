@@ -19,7 +19,7 @@ from torch import Tensor
 from cotune.bench import Bench
 from cotune.config import JointConfig, RunConfig
 from cotune.engines.base import Sampling
-from cotune.errors import BudgetExhausted, UsageError
+from cotune.errors import BudgetExhausted, NoData, UsageError
 from cotune.evaluate import evaluate
 from cotune.joint_items import Items, Turn
 from cotune.ledger import training_flops
@@ -33,7 +33,7 @@ from cotune.models.metatuner.measures import adapter_measures, probe, weights_no
 from cotune.models.metatuner.relaxation import same_vocabulary
 from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.rollouts import rollouts
-from cotune.strategies.base import NoData, Problem, Work, Workload, fixed
+from cotune.strategies.base import Problem, Work, Workload, fixed
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
 from cotune.values import Conditioning, Example, Prompt, Tuned
 

@@ -1,59 +1,51 @@
-"""Tune the weights alone: one LoRA adapter, trained on worked answers or on own accepted completions.
+"""Tune the weights alone: one LoRA adapter, trained by one of the methods in cotune/methods.
 
-BetterTogether's BootstrapFinetune (sheet 01) for one module, with gold rationales as an option.
+With the method rft this is BetterTogether's BootstrapFinetune (sheet 01) for one module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from cotune.bench import Bench
-from cotune.config import RunConfig, TargetModules
-from cotune.engines.base import Sampling
+from cotune.config import RunConfig, WeightsConfig
 from cotune.errors import BudgetExhausted, CotuneError
 from cotune.evaluate import evaluate
-from cotune.ledger import training_flops
-from cotune.models.checkpointing import checkpointed
-from cotune.models.lora import LoraFactors, attached, init_static, target_linears
-from cotune.strategies.base import Fixed, NoData, Problem, Work, Workload, fixed
-from cotune.supervision import TokenRow, Trace, accepted, completion_loss, gold, token_row
-from cotune.training import Cost, Settings, Trainer, shuffled_batches
+from cotune.methods.base import Material, Method, Parameters, Policy
+from cotune.methods.policy_gradient import Grpo, Ppo
+from cotune.methods.preferences import Dpo, Kto
+from cotune.methods.supervised import Supervised
+from cotune.models.lora import LoraFactors, init_static, target_linears
+from cotune.strategies.base import Fixed, Problem, Work, Workload, fixed
+from cotune.training import Settings, Trainer
 from cotune.values import Tuned
 
-Parameters = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
+METHODS: Mapping[str, Callable[[Material], Method[Any]]] = {
+    "sft": Supervised,
+    "rft": Supervised,
+    "dpo": Dpo,
+    "kto": Kto,
+    "grpo": Grpo,
+    "ppo": Ppo,
+}
 
 
 @dataclass(frozen=True)
 class LoraOnly:
-    """The fields are those of WeightsConfig, which has units and sources.
-
-    `drop_demonstrations` trains on the prompt without its demonstrations, so that the weights learn to do without
-    them; the result still carries them (Algorithm 1 returns the tuned prompt with the tuned weights).
-    `choice_examples` val examples choose the epoch. `gradient_checkpointing` trades time for memory in training.
+    """`drop_demonstrations` trains on the prompt without its demonstrations, so that the weights learn to do without
+    them (but not in grpo and ppo, which learn under the prompt that they answer); the result still carries them
+    (Algorithm 1 returns the tuned prompt with the tuned weights). `choice_examples` val examples choose the epoch.
+    `gradient_checkpointing` trades time for memory in training.
     """
 
     levers: ClassVar[frozenset[str]] = frozenset({"weights"})
 
-    source: Literal["gold", "self", "both"]
-    samples: int
-    temperature: float
-    top_p: float
-    rank: int
-    alpha: float
-    target_modules: TargetModules
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    micro_batch_size: int
-    warmup: float
-    max_grad_norm: float
-    checkpoint_every: int
+    config: WeightsConfig
     choice_examples: int
     drop_demonstrations: bool
     gradient_checkpointing: bool
@@ -61,51 +53,68 @@ class LoraOnly:
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         return cls(
-            **config.weights.model_dump(),
-            choice_examples=config.prompt.choice_examples,
-            drop_demonstrations=config.sequential.drop_demonstrations,
-            gradient_checkpointing=config.runner.gradient_checkpointing,
+            config.weights,
+            config.prompt.choice_examples,
+            config.sequential.drop_demonstrations,
+            config.runner.gradient_checkpointing,
         )
 
     def plan(self, load: Workload) -> list[Work]:
-        rows = load.train * {"gold": 1, "self": self.samples, "both": 1 + self.samples}[self.source]
-        works = []
-        if self.source != "gold":
-            works.append(Work.generation("own completions", load.train * self.samples, load.question, load.limit))
-        works.append(Work("train", 0, 0, self.epochs * rows * (load.question + load.reference)))
+        c = self.config
+        sampled, answered = load.train * c.samples, load.question + load.limit
+        rolled = Work.generation("own completions", sampled, load.question, load.limit)
         chosen = min(self.choice_examples, load.val)
-        return [*works, Work.generation("choose the epoch on val", self.epochs * chosen, load.question, load.limit)]
+        choose = Work.generation("choose the epoch on val", c.epochs * chosen, load.question, load.limit)
+        if c.method == "sft":
+            return [Work("train", 0, 0, c.epochs * load.train * (load.question + load.reference)), choose]
+        if c.method in ("grpo", "ppo"):
+            # every epoch samples anew; each completion is read by the reference and by the policy that sampled it
+            reads = 2 if c.method == "ppo" else (c.beta > 0) + (c.updates > 1)
+            rolled = replace(
+                rolled,
+                calls=c.epochs * sampled,
+                forward_tokens=c.epochs * (1 + reads) * rolled.forward_tokens,
+            )
+            return [rolled, Work("train", 0, 0, c.epochs * c.updates * sampled * answered), choose]
+        # kto reads another completion beside each, before and in training; half of dpo's completions have no partner
+        reads = {"rft": 0, "dpo": 1, "kto": 2}[c.method]
+        rolled = replace(rolled, forward_tokens=(1 + reads) * rolled.forward_tokens)
+        return [rolled, Work("train", 0, 0, c.epochs * max(1, reads) * sampled * answered), choose]
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The adapter of the epoch that is best on val (ties: the earlier), under the prompt of `start`.
 
         An adapter that `start` brings is trained further (ours: w after w, and p,w after w); it must have this
         rank, scaling and these layers. `start` itself comes back only if the budget ends before an epoch is trained
-        and scored. Raises NoData when nothing was accepted, CotuneError when training diverges.
+        and scored. Raises NoData when there is nothing to learn from, CotuneError when training diverges.
         """
         begin = fixed(start, "lora-only")
-        parameters = self._parameters(begin, problem, bench)
+        factors = self._factors(begin, problem, bench)
+        policy = Policy(problem.base, factors, self.config.scaling, begin.adapter, self.gradient_checkpointing)
+        learned = replace(begin.prompt, demonstrations=()) if self.drop_demonstrations else begin.prompt
+        limit = problem.sampling.max_new_tokens
+        material = Material(self.config, problem.task, problem.train, begin.prompt, learned, limit, policy, bench)
         try:
-            rows = self._rows(begin, problem, bench)
+            method = METHODS[self.config.method](material)
         except BudgetExhausted as stop:
             bench.emit("budget", where="rollouts", message=str(stop))
             return start
-        return self._train(parameters, rows, begin, problem, bench) or start
+        return self._train(method, policy, begin, problem, bench) or start
 
-    def _parameters(self, begin: Fixed, problem: Problem, bench: Bench) -> Parameters:
+    def _factors(self, begin: Fixed, problem: Problem, bench: Bench) -> Parameters:
         """Fresh factors, or a trainable float32 copy of those that `start` brings."""
-        model = problem.base.model
+        model, c = problem.base.model, self.config
         if begin.adapter is None:
             generator = torch.Generator().manual_seed(bench.seed_for("lora"))
-            return init_static(model, self.target_modules, self.rank, generator)
+            return init_static(model, c.target_modules, c.rank, generator)
         given, device = begin.adapter, model.device
-        layers = target_linears(model, self.target_modules, self.rank)
-        if given.rank != self.rank or given.scaling != self.alpha / self.rank or given.factors.keys() != layers.keys():
+        layers = target_linears(model, c.target_modules, c.rank)
+        if given.rank != c.rank or given.scaling != c.scaling or given.factors.keys() != layers.keys():
             raise CotuneError(
                 f"The adapter to train further has rank {given.rank}, scaling {given.scaling:g} and "
-                f"{len(given.factors)} layers; the config asks for rank {self.rank}, scaling "
-                f"{self.alpha / self.rank:g} and {len(layers)} layers. Give both stages the same weights.rank, "
-                "weights.alpha and weights.target_modules."
+                f"{len(given.factors)} layers; the config asks for rank {c.rank}, scaling "
+                f"{c.scaling:g} and {len(layers)} layers. Give both stages the same weights.rank, "
+                "weights.alpha, weights.variant and weights.target_modules."
             )
 
         def trainable(factor: Tensor) -> nn.Parameter:
@@ -113,85 +122,53 @@ class LoraOnly:
 
         return {name: (trainable(given.factors[name][0]), trainable(given.factors[name][1])) for name in layers}
 
-    def _rows(self, begin: Fixed, problem: Problem, bench: Bench) -> list[TokenRow]:
-        """What to train on. Emits "traces" with what survived each step before any training."""
-        task, base = problem.task, problem.base
-        traces: list[Trace] = gold(task, problem.train) if self.source != "self" else []
-        counts: dict[str, Any] = {"gold": len(traces), "sampled": 0, "accepted": 0}
-        if self.source != "gold":
-            limit, seed = problem.sampling.max_new_tokens, bench.seed_for("rollouts")
-            sampling = Sampling(limit, self.temperature, self.top_p, n=self.samples, seed=seed)
-            own, counts["sampled"] = accepted(
-                task, problem.train, begin.condition(problem.train, bench), sampling, bench
-            )
-            counts["accepted"] = len(own)
-            counts["solved"] = len({t.example.id for t in own})
-            traces += own
-        prompt = replace(begin.prompt, demonstrations=()) if self.drop_demonstrations else begin.prompt
-        distinct = {(t.example.id, t.completion): t for t in traces}.values()
-        rows = [token_row(base, base.render(task.messages(prompt, t.example)), t) for t in distinct]
-        fitting = [row for row in rows if len(row) <= base.context_length]
-        counts |= {"distinct": len(rows), "over_context": len(rows) - len(fitting), "kept": len(fitting)}
-        bench.emit("traces", use="weights", source=self.source, examples=len(problem.train), **counts)
-        if not fitting:
-            raise NoData(
-                f"There is nothing to train on: of {counts['sampled']} own completions the grader accepted "
-                f"{counts['accepted']}, there were {counts['gold']} gold ones, and {counts['over_context']} did not "
-                "fit the context. Tune the prompt first, raise weights.samples, or set weights.source = 'gold'."
-            )
-        return fitting
-
-    def _train(
-        self, parameters: Parameters, rows: list[TokenRow], begin: Fixed, problem: Problem, bench: Bench
-    ) -> Fixed | None:
+    def _train(self, method: Method[Any], policy: Policy, begin: Fixed, problem: Problem, bench: Bench) -> Fixed | None:
         """Train and score epoch by epoch. The best factors so far travel with the checkpoint."""
-        scaling = self.alpha / self.rank
-        named = {f"{name}.{part}": p for name, pair in parameters.items() for part, p in zip("ab", pair, strict=True)}
+        c = self.config
+        named = {f"{n}.{part}": p for n, pair in policy.factors.items() for part, p in zip("ab", pair, strict=True)}
         best = {name: p.detach().clone() for name, p in named.items()}
-        trained = sum(p.numel() for p in named.values())
-        base = problem.base
-
-        def loss(batch: Any) -> tuple[Tensor, dict[str, float]]:
-            recompute = checkpointed(base.model) if self.gradient_checkpointing else nullcontext()
-            with recompute, attached(base.model, parameters, scaling):
-                return completion_loss(base, batch), {}
-
-        def cost(row: TokenRow) -> Cost:
-            return Cost(len(row), training_flops(base.parameters_count, trained, len(row)))
-
-        epochs = [shuffled_batches(rows, self.batch_size, bench.rng("epoch", e)) for e in range(self.epochs)]
-        steps = sum(len(epoch) for epoch in epochs)
         trainer = Trainer(
             "lora",
-            named,
-            loss,
-            lambda row: len(row.completion),
-            cost,
-            lambda row: row.example,
-            self._settings,
-            steps,
+            {**named, **method.parameters},
+            method.loss,
+            method.weight,
+            method.cost,
+            method.name_of,
+            Settings(
+                c.learning_rate,
+                c.batch_size,
+                method.micro_batch_size,
+                c.warmup,
+                c.max_grad_norm,
+                c.checkpoint_every * method.updates,  # a checkpoint between them could not make the rollouts again
+            ),
+            c.epochs * method.steps,
             bench,
             best,
         )
-        scores: list[float] = list((trainer.restore() or {}).get("scores", []))
-        for number, epoch in list(enumerate(epochs))[len(scores) :]:  # a resumed run has scored some already
-            already = trainer.step - number * len(epoch)
-            if not trainer.run(epoch[already:], {"scores": list(scores)}):
+        meta: dict[str, Any] = trainer.restore() or {"scores": []}
+        for number in range(len(meta["scores"]), c.epochs):  # a resumed run has scored some already
+            done = trainer.step - number * method.steps
+            try:
+                if not trainer.run(method.batches(number, done, meta), meta):
+                    break
+            except BudgetExhausted as stop:
+                bench.emit("budget", where="rollouts", message=str(stop))
                 break
-            now = Fixed(begin.prompt, LoraFactors.snapshot(parameters, scaling))
-            score = self._score(now, problem, bench)
+            score = self._score(Fixed(begin.prompt, policy.snapshot()), problem, bench)
             if score is None:
                 break
-            if not scores or score > max(scores):
+            if score > max(meta["scores"], default=-1.0):
                 for name, parameter in named.items():
                     best[name].copy_(parameter.detach())
-            scores.append(score)
-            bench.emit("epoch", epoch=len(scores), of=self.epochs, val_score=score)
+            meta["scores"] = [*meta["scores"], score]
+            bench.emit("epoch", epoch=number + 1, of=c.epochs, val_score=score)
+        scores = meta["scores"]
         if not scores:
             return None
         bench.emit("chosen", epoch=scores.index(max(scores)) + 1, val_score=max(scores))
-        factors = {name: (best[f"{name}.a"], best[f"{name}.b"]) for name in parameters}
-        return Fixed(begin.prompt, LoraFactors(factors, scaling))
+        factors = {name: (best[f"{name}.a"], best[f"{name}.b"]) for name in policy.factors}
+        return Fixed(begin.prompt, LoraFactors(factors, c.scaling))
 
     def _score(self, candidate: Fixed, problem: Problem, bench: Bench) -> float | None:
         """Val score, or None when the budget cannot pay for it."""
@@ -202,14 +179,3 @@ class LoraOnly:
         except BudgetExhausted as stop:
             bench.emit("budget", where="val", message=str(stop))
             return None
-
-    @property
-    def _settings(self) -> Settings:
-        return Settings(
-            self.learning_rate,
-            self.batch_size,
-            self.micro_batch_size,
-            self.warmup,
-            self.max_grad_norm,
-            self.checkpoint_every,
-        )

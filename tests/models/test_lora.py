@@ -138,6 +138,20 @@ def test_what_peft_writes_loads_here(random_model_dir, random_base, tmp_path, id
     )
 
 
+def test_rslora_of_peft_loads_with_its_scaling(random_model_dir, random_base, tmp_path, ids_BT) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=["q_proj"], init_lora_weights=False)
+    torch.manual_seed(1)
+    with_peft = peft.get_peft_model(load(str(random_model_dir)).model, config).eval()
+    with_peft.save_pretrained(tmp_path)
+    adapter = LoraFactors.load(tmp_path)
+    assert adapter.scaling == 3 / 2  # alpha / sqrt(rank)
+    with torch.no_grad():
+        theirs = with_peft(input_ids=ids_BT).logits
+    torch.testing.assert_close(
+        logits(random_base, ids_BT, adapter.factors, adapter.scaling), theirs, atol=1e-4, rtol=1e-4
+    )
+
+
 def test_initial_factors_have_pefts_distribution(random_model_dir, random_base) -> None:
     config = peft.LoraConfig(r=8, target_modules=TARGETS)
     torch.manual_seed(0)

@@ -10,12 +10,13 @@ import torch
 
 from cotune.engines.base import Sampling
 from cotune.engines.fake import FakeEngine
+from cotune.errors import NoData
 from cotune.metatuned import MetaTuned, usable
 from cotune.models.base import BaseModel, load
 from cotune.models.metatuner.losses import JointItem
 from cotune.rollouts import Candidate, best_prompt, rollouts
 from cotune.strategies import joint as joint_module
-from cotune.strategies.base import NoData, Workload
+from cotune.strategies.base import Workload
 from cotune.strategies.joint import round_ends
 from cotune.values import Completion
 from tests.strategies.joint_lab import (

@@ -7,53 +7,25 @@ from typing import Any
 
 import pytest
 import torch
+from lora_lab import SMALL, START, half, strategy
 from toy import Sums, bench, fake, of_kind, problem, right_answer
 
 from cotune.bench import MemoryStore
 from cotune.config import resolve
 from cotune.engines.fake import FakeEngine
-from cotune.errors import CotuneError
+from cotune.errors import CotuneError, NoData
 from cotune.models.base import BaseModel, load, weights_digest
 from cotune.models.lora import LoraFactors, attached
-from cotune.strategies.base import Fixed, NoData
+from cotune.strategies.base import Fixed
 from cotune.strategies.lora_only import LoraOnly
 from cotune.supervision import completion_loss, gold, token_row
 from cotune.values import Demonstration, Event, Prompt
-
-START = Fixed(Prompt("Add the numbers."))
-SMALL: dict[str, Any] = {
-    "source": "gold",
-    "rank": 4,
-    "alpha": 8.0,
-    "target_modules": "all-linear",
-    "epochs": 3,
-    "learning_rate": 1e-2,
-    "batch_size": 4,
-    "micro_batch_size": 4,
-    "checkpoint_every": 2,
-}
 
 
 @pytest.fixture(scope="module")
 def base(random_model_dir: Path) -> BaseModel:
     torch.set_num_threads(1)
     return load(str(random_model_dir), device="cpu", dtype="float32")
-
-
-def strategy(**changes: Any) -> LoraOnly:
-    sequential = {"drop_demonstrations": changes.pop("drop_demonstrations", True)}
-    runner = {"gradient_checkpointing": changes.pop("gradient_checkpointing", False)}
-    sections = {
-        "weights": SMALL | changes,
-        "sequential": sequential,
-        "prompt": {"choice_examples": 4},
-        "runner": runner,
-    }
-    return LoraOnly.from_config(resolve({"strategy": "lora-only", "model": "x", "task": "micro-gsm8k"}, sections))
-
-
-def half(rendered: str, adapter: str | None) -> float:
-    return 0.5
 
 
 def scripted(scores: dict[int, float]) -> FakeEngine:
@@ -155,7 +127,7 @@ def test_own_completions_are_sampled_under_the_whole_prompt_and_learned_without_
         events: list[Event] = []
         engine = FakeEngine(answer)
         at = bench(base, engine, events=events)
-        chosen = strategy(source="self", samples=2, temperature=0.5, epochs=1, drop_demonstrations=drop)
+        chosen = strategy(method="rft", samples=2, temperature=0.5, epochs=1, drop_demonstrations=drop)
         tuned = chosen.tune(start, problem(base, train=4, val=4), at)
         assert isinstance(tuned, Fixed) and tuned.prompt == start.prompt
         assert all("What is 1 + 1 ?" in r.prompt for r in engine.calls)  # rollouts and val alike
@@ -167,19 +139,11 @@ def test_own_completions_are_sampled_under_the_whole_prompt_and_learned_without_
     assert trained[False] - trained[True] == 8 * difference
 
 
-def test_both_sources_drop_what_is_there_twice(base: BaseModel) -> None:
-    events: list[Event] = []
-    engine = FakeEngine(lambda rendered, adapter, sample: right_answer(rendered))  # exactly the gold rationale
-    strategy(source="both", epochs=1).tune(START, problem(base, train=4, val=4), bench(base, engine, events=events))
-    [traces] = of_kind(events, "traces")
-    assert (traces["gold"], traces["accepted"], traces["kept"]) == (4, 4, 4)
-
-
 def test_nothing_accepted_is_no_data_with_counts(base: BaseModel) -> None:
     events: list[Event] = []
     at = bench(base, fake(lambda rendered, adapter: 0.0), events=events)
     with pytest.raises(NoData, match="of 12 own completions the grader accepted 0"):
-        strategy(source="self", samples=3).tune(START, problem(base, train=4, val=4), at)
+        strategy(method="rft", samples=3).tune(START, problem(base, train=4, val=4), at)
     assert of_kind(events, "traces")[0]["kept"] == 0
 
 

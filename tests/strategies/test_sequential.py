@@ -12,9 +12,10 @@ from toy import bench, fake, instruction_of, of_kind, problem
 
 from cotune.bench import Bench
 from cotune.config import resolve
+from cotune.errors import NoData
 from cotune.models.base import BaseModel, load
 from cotune.models.lora import LoraFactors
-from cotune.strategies.base import Fixed, NoData, Problem
+from cotune.strategies.base import Fixed, Problem
 from cotune.strategies.sequential import Sequential
 from cotune.values import Demonstration, Event, Prompt, Tuned
 
@@ -117,7 +118,7 @@ SMALL: dict[str, Any] = {
     "task": "micro-gsm8k",
     "prompt": {"proposer": "edits", "rounds": 1, "candidates": 4, "demonstration_sets": 1, "search_examples": 8},
     "weights": {
-        "source": "self",
+        "method": "rft",
         "rank": 2,
         "alpha": 4.0,
         "target_modules": "all-linear",

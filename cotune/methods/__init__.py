@@ -1,0 +1,1 @@
+"""What weights can learn from: worked answers, own accepted completions, preferences, rewards."""
