@@ -36,6 +36,8 @@ finalists = 2
 rank = 2
 alpha = 4.0
 epochs = 2
+samples = 2
+updates = 2
 checkpoint_every = 2
 
 [joint]
@@ -53,7 +55,10 @@ RESULTS = ("predictions.jsonl", "crossed.jsonl", "data.json", "tuned/tuned.json"
 
 
 def command(strategy: str, config: Path, out: Path) -> list[str]:
-    flags = ["--strategy", strategy, "--config", str(config), "--out", str(out), "--name", "run", "--quiet"]
+    """`strategy` may name the method of its weights: lora-only/ppo."""
+    name, _, method = strategy.partition("/")
+    flags = ["--strategy", name, "--config", str(config), "--out", str(out), "--name", "run", "--quiet"]
+    flags += ["--set", f"weights.method={method}"] if method else []
     return [sys.executable, "-m", "cotune", "run", *flags]
 
 
@@ -61,7 +66,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("strategy", ["zero-shot", "prompt-only", "lora-only", "sequential", "joint"])
+@pytest.mark.parametrize("strategy", ["zero-shot", "prompt-only", "lora-only", "lora-only/ppo", "sequential", "joint"])
 def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path) -> None:
     config = tmp_path / "small.toml"
     config.write_text(SMALL)

@@ -37,7 +37,7 @@ def kto(policy_B: Tensor, reference_B: Tensor, is_right_B: Tensor, kl: Tensor | 
 def reference_point(policy_B: Tensor, reference_B: Tensor) -> Tensor:
     """z_0 of KTO: the KL of policy and reference, from completions that belong to other questions; no gradient.
 
-    max(0, mean(log pi(y_j|x_i) - log pi_ref(y_j|x_i))), i != j (Ethayarajh et al. 2024, section 4.2).
+    max(0, mean(log pi(y_j|x_i) - log pi_ref(y_j|x_i))), i != j (Ethayarajh et al. 2024).
     """
     return (policy_B - reference_B).mean().clamp(min=0).detach()
 

@@ -114,6 +114,11 @@ class _Preferences(ABC, Generic[Item]):
     @abstractmethod
     def _with_references(self, items: list[Any]) -> list[Item]: ...
 
+    def _known(self, rows: Sequence[TokenRow]) -> dict[TokenRow, float]:
+        """log p of whole completions before training, each read once."""
+        distinct = list(dict.fromkeys(rows))
+        return dict(zip(distinct, (float(found.sum()) for found in self._material.reference(distinct)), strict=True))
+
     def _policy(self, rows: Sequence[TokenRow], model: nn.Module) -> Tensor:
         """log p of whole completions, [B]."""
         return completion_log_probs(model, [r.context for r in rows], [r.completion for r in rows]).sum(1)
@@ -122,8 +127,8 @@ class _Preferences(ABC, Generic[Item]):
 class Dpo(_Preferences[Pair]):
     """Direct Preference Optimization (sheet 08) on pairs of one example's completions.
 
-    Each completion is in one pair at most: right and wrong ones are paired in the order in which they were sampled, as
-    far as they go (ours).
+    Of an example with both, every completion is in a pair: right and wrong ones are paired in the order in which they
+    were sampled, and the scarcer side begins again (ours).
     """
 
     def loss(self, items: Sequence[Pair]) -> tuple[Tensor, dict[str, float]]:
@@ -143,11 +148,13 @@ class Dpo(_Preferences[Pair]):
         return item.right.example
 
     def _paired(self, example: Example, right: list[TokenRow], wrong: list[TokenRow]) -> list[Pair]:
-        return [Pair(*pair) for pair in zip(right, wrong, strict=False)]
+        if not right or not wrong:
+            return []
+        return [Pair(right[i % len(right)], wrong[i % len(wrong)]) for i in range(max(len(right), len(wrong)))]
 
     def _with_references(self, items: list[Pair]) -> list[Pair]:
-        known = map(float, map(torch.sum, self._material.reference([r for i in items for r in (i.right, i.wrong)])))
-        return [replace(i, reference_right=next(known), reference_wrong=next(known)) for i in items]
+        known = self._known([r for i in items for r in (i.right, i.wrong)])
+        return [replace(i, reference_right=known[i.right], reference_wrong=known[i.wrong]) for i in items]
 
 
 class Kto(_Preferences[Judged]):
@@ -201,5 +208,5 @@ class Kto(_Preferences[Judged]):
         return item.row
 
     def _with_references(self, items: list[Judged]) -> list[Judged]:
-        known = map(float, map(torch.sum, self._material.reference([r for i in items for r in (i.row, i.other)])))
-        return [replace(i, reference=next(known), reference_other=next(known)) for i in items]
+        known = self._known([r for i in items for r in (i.row, i.other)])
+        return [replace(i, reference=known[i.row], reference_other=known[i.other]) for i in items]

@@ -76,10 +76,11 @@ class LoraOnly:
                 forward_tokens=c.epochs * (1 + reads) * rolled.forward_tokens,
             )
             return [rolled, Work("train", 0, 0, c.epochs * c.updates * sampled * answered), choose]
-        # kto reads another completion beside each, before and in training; half of dpo's completions have no partner
+        # kto reads another completion beside each, before and in training; dpo's pairs repeat the scarcer side
         reads = {"rft": 0, "dpo": 1, "kto": 2}[c.method]
+        learned = {"rft": c.samples, "dpo": 2 * (c.samples - 1), "kto": 2 * c.samples}[c.method]
         rolled = replace(rolled, forward_tokens=(1 + reads) * rolled.forward_tokens)
-        return [rolled, Work("train", 0, 0, c.epochs * max(1, reads) * sampled * answered), choose]
+        return [rolled, Work("train", 0, 0, c.epochs * load.train * learned * answered), choose]
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The adapter of the epoch that is best on val (ties: the earlier), under the prompt of `start`.

@@ -128,6 +128,20 @@ def test_where_all_scores_are_alike_there_is_nothing_to_learn(base: BaseModel, m
         strategy(method=method, **OWN).tune(START, problem(base, train=4, val=4), bench(base, engine))
 
 
+def test_pairs_leave_no_completion_out(base: BaseModel) -> None:
+    """One right and three wrong completions of each question: three pairs."""
+
+    def answer(rendered: str, adapter: str | None, sample: int) -> str:
+        return right_answer(rendered) if sample == 2 else f"no {sample}"
+
+    events: list[Event] = []
+    at = bench(base, Spoken(base, answer), events=events)
+    tuned = strategy(method="dpo", **OWN).tune(START, problem(base, train=4, val=4), at)
+    assert isinstance(tuned, Fixed) and tuned.adapter is not None
+    [found] = of_kind(events, "preferences")
+    assert (found["right"], found["wrong"], found["mixed"], found["kept"]) == (4, 12, 4, 12)
+
+
 @pytest.mark.parametrize("score", [1.5, -0.1, float("nan")])
 def test_a_reward_outside_0_to_1_is_refused(base: BaseModel, score: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sums, "grade", lambda *_: Grade(Outcome.WRONG, None, score))
