@@ -55,7 +55,7 @@ class _PolicyGradient(ABC):
     """Rounds of sampling and training."""
 
     def __init__(self, material: Material) -> None:
-        """Leaves out questions whose answers may not fit the context. Raises NoData when that is all of them."""
+        """Leaves out questions whose answers may not fit the context, and says so. Raises NoData when that is all."""
         c, base = material.config, material.policy.base
         self._material = material
         self.parameters: Mapping[str, nn.Parameter] = {}
@@ -67,6 +67,12 @@ class _PolicyGradient(ABC):
             raise NoData(
                 f"There is nothing to reinforce: no question leaves room for an answer of {material.limit} tokens in "
                 f"the context of {base.context_length}. Shorten the prompt or lower decoding.max_new_tokens."
+            )
+        if left_out := len(material.examples) - len(self._examples):
+            material.bench.emit(
+                "warning",
+                message=f"{left_out} of {len(material.examples)} train questions leave no room for an answer in the "
+                "context; they are not learned from.",
             )
         self.steps = -(-len(self._examples) // c.batch_size) * c.updates
 

@@ -23,7 +23,7 @@ from cotune.models.base import BaseModel, load, weights_digest
 from cotune.models.lora import LoraFactors, attached
 from cotune.strategies.base import Fixed, Workload
 from cotune.supervision import Trace, completion_loss, token_row
-from cotune.values import Completion, Event, Grade, Outcome
+from cotune.values import Completion, Event, Grade, Outcome, Prompt
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,19 @@ def test_where_all_scores_are_alike_there_is_nothing_to_learn(base: BaseModel, m
     engine = Spoken(base, lambda *_: "I do not know")
     with pytest.raises(NoData, match=said):
         strategy(method=method, **OWN).tune(START, problem(base, train=4, val=4), bench(base, engine))
+
+
+def test_questions_without_room_for_an_answer_are_left_out_aloud(base: BaseModel) -> None:
+    given, start = problem(base, train=8, val=4), Fixed(Prompt(""))
+    lengths = sorted(base.token_count(base.render(Sums().messages(start.prompt, e))) for e in given.train)
+    room = Fixed(Prompt("x" * (base.context_length - 16 - lengths[0])))  # for the shortest ones alone
+    events: list[Event] = []
+    strategy(method="grpo", **OWN).tune(room, given, bench(base, mixed(base), events=events))
+    kept = lengths.count(lengths[0])
+    assert of_kind(events, "warning")[0]["message"].startswith(f"{8 - kept} of 8 train questions leave no room")
+    assert sum(r["groups"] for r in of_kind(events, "rewards") if r["epoch"] == 1) == kept
+    with pytest.raises(NoData, match="no question leaves room for an answer of 16 tokens"):
+        strategy(method="grpo", **OWN).tune(Fixed(Prompt("x" * 500)), given, bench(base, mixed(base)))
 
 
 def test_pairs_leave_no_completion_out(base: BaseModel) -> None:
