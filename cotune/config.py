@@ -167,8 +167,8 @@ class PromptConfig(Section):
         return _no_secret(value) if value.startswith("openai:") else value
 
 
-# What a method's own paper says where it differs from the class defaults below. The number of samples is ours for
-# all four (DeepSeekMath: 64), the temperature is 1 because policy gradients need the model's own distribution.
+# What a method's own paper says where it differs from the class defaults below. The number of samples is ours for all
+# four (DeepSeekMath: 64). At temperature 1 completions differ, and policy gradients need the model's own distribution.
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {"samples": 8, "temperature": 1.0, "top_p": 1.0, "beta": 0.1},  # Rafailov et al. 2023
     "kto": {"samples": 8, "temperature": 1.0, "top_p": 1.0, "beta": 0.1},  # Ethayarajh et al. 2024
@@ -214,7 +214,9 @@ class WeightsConfig(Section):
         8, description="per optimizer step: completions, pairs (dpo), or questions (grpo, ppo) (BetterTogether)"
     )
     micro_batch_size: Positive = Field(
-        8, description="of them (grpo, ppo: completions) per forward pass; the result does not depend on it"
+        8,
+        description="of them (grpo, ppo: completions; kto: always the batch) per forward pass; the result does "
+        "not depend on it",
     )
     warmup: float = Field(0.1, ge=0, le=1, description="fraction of steps; linear, then cosine decay (ours)")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="ours")
@@ -232,6 +234,8 @@ class WeightsConfig(Section):
     def _sampled_as_the_method_needs(self) -> Self:
         if self.method in ("dpo", "grpo") and self.samples < 2:
             raise ValueError(f"{self.method} compares completions of one question, so samples must be 2 or more")
+        if self.method in ("dpo", "kto") and self.beta == 0:
+            raise ValueError(f"with beta = 0 {self.method} has no gradient; 0.1 is its paper's value")
         if self.method in ("grpo", "ppo") and (self.temperature, self.top_p) != (1.0, 1.0):
             raise ValueError(f"{self.method} needs the model's own distribution: temperature = 1 and top_p = 1")
         return self

@@ -185,6 +185,8 @@ def test_a_method_brings_its_defaults_and_refuses_what_it_cannot_use() -> None:
     assert weights(**given.model_dump()) == given  # what a run folder keeps gives the same again
     with pytest.raises(UsageError, match="samples must be 2 or more"):
         weights(method="grpo", samples=1)
+    with pytest.raises(UsageError, match="dpo has no gradient"):
+        weights(method="dpo", beta=0)
     with pytest.raises(UsageError, match="temperature = 1 and top_p = 1"):
         weights(method="ppo", temperature=0.7)
     assert weights(rank=16, alpha=8.0).scaling == 0.5
