@@ -145,26 +145,51 @@ class BudgetConfig(Section):
 
 
 class PromptConfig(Section):
-    """Prompt search (sheet 10 OPRO; sheet 01 BootstrapFewShot with random search)."""
+    """Prompt search: one of the methods of the field, and what they have in common (docs/baselines.md)."""
 
+    method: str = Field(
+        "opro+bootstrap",
+        description="opro | bootstrap (BetterTogether) | opro+bootstrap | mipro | gepa (the last two are extras)",
+    )
     proposer: str = Field("self", description="self | edits | model:NAME | openai:BASE_URL#MODEL")
-    rounds: Count = Field(6, description="proposal rounds (ours; OPRO runs up to 200 steps)")
-    candidates: Positive = Field(8, description="proposals per round (OPRO)")
+    rounds: Count = Field(
+        6,
+        description="how often the method repeats (ours; OPRO runs up to 200 steps): opro a round of candidates, "
+        "bootstrap a round of demonstration sets (paper: 1), mipro a round of trials, gepa a round of mutations",
+    )
+    candidates: Positive = Field(
+        8,
+        description="proposals per round (OPRO); mipro: instructions, and trials per round; gepa: mutations per round",
+    )
     history: Positive = Field(20, description="earlier instructions shown to the proposer (OPRO)")
     exemplars: Count = Field(3, description="training questions shown to the proposer (OPRO)")
     temperature: float = Field(1.0, ge=0, le=5, description="of the proposer (OPRO)")
-    max_characters: Positive = Field(500, description="longer instructions are rejected (OPRO)")
-    demonstrations: Count = Field(3, description="at most, per prompt (BetterTogether)")
-    demonstration_sets: Count = Field(6, description="random sets tried (BetterTogether); 0: no demonstrations")
+    max_characters: Positive | None = Field(
+        None,
+        description="longer instructions are rejected; empty: 500 (OPRO), with gepa 4000 (ours: it collects advice)",
+    )
+    demonstrations: Count = Field(3, description="at most, per prompt (BetterTogether); 0: instructions alone")
+    demonstration_sets: Count = Field(6, description="random sets tried (BetterTogether); 0: instructions alone")
     search_examples: Positive = Field(100, description="train examples that drive the search (BetterTogether)")
     choice_examples: Positive = Field(250, description="val examples that choose the winner (BetterTogether)")
-    minibatch: Positive = Field(16, description="examples a candidate runs on before it may be dropped (ours)")
+    racing: bool = Field(
+        True, description="drop candidates that cannot win after a few examples (ours); false: every one runs on all"
+    )
+    minibatch: Positive = Field(
+        16, description="examples a candidate runs on before it may be dropped, or in a trial of mipro (ours; DSPy: 35)"
+    )
+    reflection_minibatch: Positive = Field(3, description="examples that a mutation of gepa is told of (GEPA)")
     finalists: Positive = Field(4, description="candidates scored on the val examples (ours)")
 
     @field_validator("proposer")
     @classmethod
     def _no_secret_in_an_address(cls, value: str) -> str:
         return _no_secret(value) if value.startswith("openai:") else value
+
+    @property
+    def longest(self) -> int:
+        """Characters that an instruction may have."""
+        return self.max_characters or (4000 if self.method == "gepa" else 500)
 
 
 # What a method's own paper says where it differs from the class defaults below. The number of samples is ours for all
@@ -388,8 +413,8 @@ REPETITIONS = ("prompt.rounds", "weights.epochs", "joint.epochs")
 TINY: dict[str, Any] = {
     "prompt": {
         "proposer": "edits",
+        "method": "opro",  # chosen, of opro and opro+bootstrap
         "rounds": 3,  # chosen, of 3, 6, 12, 24
-        "demonstration_sets": 0,  # chosen, of 0, 6
     },
     "weights": {
         "rank": 8,

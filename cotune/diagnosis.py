@@ -1,4 +1,4 @@
-"""What the events of a joint run say about its health, in plain words.
+"""What the events of a run say about the health of its search or its joint training, in plain words.
 
 The failure signatures are those that MetaTuner's readers would look for (ours; the paper names none). Reads events as
 plain mappings; knows neither models nor the run folder.
@@ -6,6 +6,7 @@ plain mappings; knows neither models nor the run folder.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,13 +20,38 @@ _MOVED = 0.05  # a relative change of a loss
 
 
 def warnings(events: Events) -> list[str]:
-    """One sentence for each signature found; empty for a healthy run and for strategies other than joint."""
-    found = [_one_prompt(events), _idle_adapters(events), _one_branch(events), _hollow_loss(events)]
+    """One sentence for each signature found; empty for a healthy run."""
+    found = [
+        _nothing_new(events),
+        _one_prompt(events),
+        _idle_adapters(events),
+        _one_branch(events),
+        _hollow_loss(events),
+    ]
     return [sentence for sentence in found if sentence]
 
 
 def _last(events: Events, kind: str) -> Mapping[str, Any] | None:
     return next((e for e in reversed(events) if e.get("kind") == kind), None)
+
+
+def _nothing_new(events: Events) -> str | None:
+    """Of the first search (there can be several in a sequence) in which no proposal was ever tried."""
+    searches: dict[str, list[Mapping[str, Any]]] = {}
+    for event in events:
+        if event.get("kind") == "round":
+            searches.setdefault(str(event.get("stage", "")), []).append(event)
+    for rounds in searches.values():
+        rejected: Counter[str] = sum((Counter(r["rejected"]) for r in rounds), Counter())
+        proposed = sum(r["proposed"] for r in rounds)
+        if rejected.total() == proposed:
+            why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in rejected.most_common())
+            told = f"all {proposed} proposals were rejected ({why})" if proposed else "nothing was proposed"
+            return (
+                f"The prompt search found no new prompt to try in {len(rounds)} rounds: {told}, so the starting prompt "
+                "stayed. Try another prompt.proposer or prompt.method."
+            )
+    return None
 
 
 def _one_prompt(events: Events) -> str | None:

@@ -36,6 +36,7 @@ def examine(data: str | None, out: Path) -> list[Check]:
     checks += [_imports(name) for name in ("torch", "transformers", "peft", "math_verify", "pyarrow")]
     checks.append(_optional("vllm", "--engine vllm: docs/engines.md"))
     checks.append(_optional("uvicorn", "cotune serve: pip install -e '.[serve]'"))
+    checks += [_optional(name, f"prompt.method = {method}") for name, method in (("optuna", "mipro"), ("gepa", "gepa"))]
     checks += [*_device(), *_machine(out), *_models(), *_data(data)]
     return checks
 

@@ -1,6 +1,6 @@
-"""The one prompt-search loop: propose, reject, race on minibatches, keep.
+"""What every prompt search keeps: which prompts were proposed, what each scored on which examples, and the race.
 
-It knows nothing of how prompts are proposed, nor of the examples that choose the winner afterwards.
+It knows nothing of how prompts are proposed (prompt methods do), nor of the examples that choose the winner afterwards.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Protocol
 
 from cotune.bench import Bench
 from cotune.engines.base import Sampling
-from cotune.errors import BudgetExhausted
 from cotune.evaluate import evaluate
 from cotune.tasks.base import Task
 from cotune.values import Adapter, Conditioning, Example, Prompt
@@ -100,37 +99,116 @@ def hopeless(scores: Sequence[float], best: Sequence[float]) -> bool:
 
 
 class PromptSearch:
-    """Races proposals against the best prompt so far; `run` does it all.
+    """What was proposed from `start` on, and how it did on the search examples of `board`.
 
-    Each round's candidates run on `minibatch` examples, then on twice as many, and so on up to all of them; before
-    each step those that are `hopeless` against the best prompt are dropped (racing, ours), so a bad candidate costs
-    one minibatch. Emits "candidate" and "round" events.
+    A prompt method goes round by round: `admit` keeps what is new and no junk, the board scores it, `end_round` says
+    how it went. `round` does all three for a proposer, by racing (or, without, by running everything in full).
+    Emits "candidate" and "round" events.
     """
 
-    def __init__(self, start: Prompt, board: Board, minibatch: int, reject: Reject, bench: Bench) -> None:
-        self._board = board
-        self._minibatch = minibatch
+    def __init__(
+        self, start: Prompt, board: Board, reject: Reject, bench: Bench, *, minibatch: int, racing: bool = True
+    ) -> None:
+        self.start = start
+        self.board = board
+        self.number = 1  # of the round that is going on
         self._reject = reject
         self._bench = bench
+        self._minibatch = minibatch
+        self._racing = racing
         self._tried = {start.digest: Proposal(start, "start")}
+        self._proposed = 0
+        self._rejected: Counter[str] = Counter()
 
-    def run(self, rounds: Sequence[Proposer]) -> bool:
-        """Score the start prompt, then one round per proposer. False when the budget ran out on the way."""
-        try:
-            start = next(iter(self._tried.values()))
-            self._board.run([start.prompt], len(self._board.examples))
-            self._report(0, start, dropped=False)
-            for i, proposer in enumerate(rounds, 1):
-                best = self.ranking()[0].prompt
-                self._round(i, proposer.propose(i, self.history(), best, self._bench), best)
-        except BudgetExhausted as stop:
-            self._bench.emit("budget", where="search", message=str(stop))
-            return False
-        return True
+    @property
+    def best(self) -> Prompt:
+        return self.ranking()[0].prompt
+
+    @property
+    def minibatch(self) -> int:
+        """Examples that a candidate runs on at first: all of them without racing."""
+        everything = len(self.board.examples)
+        return min(self._minibatch, everything) if self._racing else everything
+
+    def begin(self) -> None:
+        """Score the start prompt in full. Raises BudgetExhausted, like all that runs prompts."""
+        self.board.run([self.start], len(self.board.examples))
+        self.report(self.start, dropped=False, round=0)
+
+    def round(self, proposer: Proposer) -> None:
+        """One round: what `proposer` proposes, raced against the best so far."""
+        self.race(self.admit(proposer.propose(self.number, self.history(), self.best, self._bench)))
+        self.end_round()
+
+    def admit(self, proposals: Sequence[Proposal]) -> list[Prompt]:
+        """The prompts among `proposals` that are new and may be tried; the others are counted by reason."""
+        admitted = []
+        for proposal in proposals:
+            digest = proposal.prompt.digest
+            reason = "duplicate" if digest in self._tried else self._reject(proposal)
+            if reason:
+                self._rejected[reason] += 1
+            else:
+                self._tried[digest] = proposal
+                admitted.append(proposal.prompt)
+        self._proposed += len(proposals)
+        return admitted
+
+    def knows(self, prompt: Prompt) -> bool:
+        """Whether it was admitted before (or is the start)."""
+        return prompt.digest in self._tried
+
+    def race(self, prompts: Sequence[Prompt]) -> None:
+        """Run prompts on a minibatch, then on twice as many examples, and so on up to all of them.
+
+        Before each step those that are `hopeless` against the best prompt are dropped (ours), so that a bad candidate
+        costs one minibatch.
+        """
+        best, racing = self.board.scores(self.best), list(prompts)
+        everything = len(self.board.examples)
+        n = self.minibatch
+        while racing:
+            self.board.run(racing, n)
+            going_on = []
+            for prompt in racing:
+                dropped = n < everything and hopeless(self.board.scores(prompt), best)
+                if dropped or n == everything:
+                    self.report(prompt, dropped)
+                else:
+                    going_on.append(prompt)
+            racing, n = going_on, min(2 * n, everything)
+
+    def end_round(self) -> None:
+        self._bench.emit(
+            "round",
+            round=self.number,
+            proposed=self._proposed,
+            rejected=dict(sorted(self._rejected.items())),
+            rejected_share=round(self._rejected.total() / self._proposed, 4) if self._proposed else 0.0,
+            best=self.ranking()[0].score,
+        )
+        self.number += 1
+        self._proposed, self._rejected = 0, Counter()
+
+    def report(
+        self, prompt: Prompt, dropped: bool, *, round: int | None = None, scores: Sequence[float] | None = None
+    ) -> None:
+        """Tell how a prompt did; by what the board has of it, or by `scores` on other examples."""
+        scores = self.board.scores(prompt) if scores is None else scores
+        self._bench.emit(
+            "candidate",
+            round=self.number if round is None else round,
+            origin=self._tried[prompt.digest].origin,
+            text=prompt.instruction,
+            demonstrations=len(prompt.demonstrations),
+            score=sum(scores) / len(scores),
+            n=len(scores),
+            dropped=dropped,
+        )
 
     def ranking(self) -> list[Scored]:
         """Prompts that ran on all search examples, best first; ties: the shorter, then the earlier."""
-        full = [s for s in self._scored() if s.n == len(self._board.examples)]
+        full = [s for s in self._scored() if s.n == len(self.board.examples)]
         return sorted(full, key=lambda s: (-s.score, size(s.prompt)))
 
     def history(self) -> list[Scored]:
@@ -138,52 +216,5 @@ class PromptSearch:
         return sorted(self._scored(), key=lambda s: s.score)
 
     def _scored(self) -> list[Scored]:
-        everything = [(p, self._board.scores(p.prompt)) for p in self._tried.values()]
+        everything = [(p, self.board.scores(p.prompt)) for p in self._tried.values()]
         return [Scored(p.prompt, p.origin, sum(s) / len(s), len(s)) for p, s in everything if s]
-
-    def _round(self, number: int, proposals: Sequence[Proposal], best: Prompt) -> None:
-        rejected: Counter[str] = Counter()
-        racing: list[Proposal] = []
-        for proposal in proposals:
-            reason = "duplicate" if proposal.prompt.digest in self._tried else self._reject(proposal)
-            if reason:
-                rejected[reason] += 1
-            else:
-                self._tried[proposal.prompt.digest] = proposal
-                racing.append(proposal)
-        everything = len(self._board.examples)
-        n = min(self._minibatch, everything)
-        while racing:
-            self._board.run([p.prompt for p in racing], n)
-            if n == everything:
-                for proposal in racing:
-                    self._report(number, proposal, dropped=False)
-                break
-            going_on = []
-            for proposal in racing:
-                if hopeless(self._board.scores(proposal.prompt), self._board.scores(best)):
-                    self._report(number, proposal, dropped=True)
-                else:
-                    going_on.append(proposal)
-            racing, n = going_on, min(2 * n, everything)
-        self._bench.emit(
-            "round",
-            round=number,
-            proposed=len(proposals),
-            rejected=dict(sorted(rejected.items())),
-            rejected_share=round(rejected.total() / len(proposals), 4) if proposals else 0.0,
-            best=self.ranking()[0].score,
-        )
-
-    def _report(self, number: int, proposal: Proposal, dropped: bool) -> None:
-        scores = self._board.scores(proposal.prompt)
-        self._bench.emit(
-            "candidate",
-            round=number,
-            origin=proposal.origin,
-            text=proposal.prompt.instruction,
-            demonstrations=len(proposal.prompt.demonstrations),
-            score=sum(scores) / len(scores),
-            n=len(scores),
-            dropped=dropped,
-        )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer, reply_of, serving
-from toy import Sums, bench, example, fake, instruction_of, of_kind, problem, right_answer
+from toy import Sums, bench, example, fake, instruction_of, of_kind, right_answer
 
 from cotune.bench import Bench, MemoryStore
 from cotune.engines.base import Sampling
@@ -19,15 +19,16 @@ from cotune.engines.fake import FakeEngine
 from cotune.errors import BudgetExhausted, CotuneError, UsageError
 from cotune.models.base import BaseModel, load
 from cotune.openai_client import ChatClient
-from cotune.proposers import make_proposer
+from cotune.proposers import Proposing
 from cotune.proposers.bank import FAMILIES, GENERAL, phrases
 from cotune.proposers.demonstrations import DemonstrationProposer
 from cotune.proposers.edits import EditProposer, sentences
 from cotune.proposers.filters import Filter
+from cotune.proposers.instructions import InstructionProposer
 from cotune.proposers.meta_prompt import MetaPrompt, read_reply
-from cotune.proposers.model import ModelProposer
-from cotune.proposers.openai import OpenAIProposer
-from cotune.search import Proposal, Scored
+from cotune.proposers.model import ModelWriter
+from cotune.proposers.openai import ServerWriter
+from cotune.search import Proposal, Proposer, Scored
 from cotune.tasks import TASKS
 from cotune.values import Demonstration, Event, Example, Prompt
 
@@ -76,6 +77,10 @@ def rejecting(**changes: Any) -> Filter:
         ("Zähle\t\u4e00 \U0001f600:\n1", None),
         ("x" * 100, None),
         ("x" * 101, "too_long"),
+        ("I'm sorry, but I can't help with that.", "refusal"),
+        ("I cannot write instructions.", "refusal"),
+        ("As an AI, I have no opinion.", "refusal"),
+        ("If you can't add, say sorry, as an aim.", None),
         ("Be good.<|im_end|>", "tags"),
         ("Do <|custom|> things", "tags"),
         ("[INST] add [/INST]", "tags"),
@@ -157,8 +162,8 @@ def test_replies() -> None:
 def test_model_proposer_samples_candidates_without_an_adapter(base: BaseModel) -> None:
     engine = FakeEngine(lambda prompt, adapter, sample: f"<instruction>Add {sample}.</instruction>")
     at = bench(base, engine)
-    meta = MetaPrompt(Sums(), TRAIN, 20, 3)
-    proposals = ModelProposer("self", meta, base, engine, 4, 1.0).propose(1, HISTORY, BEST, at)
+    writer = ModelWriter("self", base, engine, 1.0, 256)
+    proposals = InstructionProposer(writer, MetaPrompt(Sums(), TRAIN, 20, 3), 4).propose(1, HISTORY, BEST, at)
     assert [p.prompt.instruction for p in proposals] == ["Add 0.", "Add 1.", "Add 2.", "Add 3."]
     assert [r.adapter for r in engine.calls] == [None]
     assert "[INSTRUCTION]" in engine.calls[0].prompt
@@ -172,7 +177,8 @@ def test_model_proposer_shortens_the_meta_prompt_to_the_context(base: BaseModel)
 
     engine = Characters(lambda prompt, adapter, sample: "<instruction>Add.</instruction>")
     long = [Scored(Prompt(f"{i} " + "word " * 40), "x", i / 9, 16) for i in range(9)]
-    proposer = ModelProposer("self", MetaPrompt(Sums(), TRAIN, 20, 3), base, engine, 1, 1.0)
+    writer = ModelWriter("self", base, engine, 1.0, 256)
+    proposer = InstructionProposer(writer, MetaPrompt(Sums(), TRAIN, 20, 3), 1)
     proposer.propose(1, long, BEST, bench(base, engine))
     [request] = engine.calls
     assert len(request.prompt) // 4 <= 512 - 256
@@ -266,7 +272,9 @@ def server() -> Iterator[ChatServer]:
 
 def asking(server: ChatServer, at: Bench, count: int = 2) -> list[Proposal]:
     client = ChatClient(server.url, first_wait=0.001)
-    proposer = OpenAIProposer(client, "some-model", MetaPrompt(Sums(), TRAIN, 20, 3), count, 0.7)
+    proposer = InstructionProposer(
+        ServerWriter(client, "some-model", 0.7, 256), MetaPrompt(Sums(), TRAIN, 20, 3), count
+    )
     return proposer.propose(1, HISTORY, BEST, at)
 
 
@@ -329,36 +337,19 @@ def test_server_without_usage_is_counted_here_and_the_budget_holds(server: ChatS
 # the table
 
 
+def made(spec: str, base: BaseModel) -> Proposer:
+    how = Proposing(spec, 2, history=20, exemplars=3, temperature=1.0, max_characters=500, server={})
+    return how.proposer(Sums(), TRAIN, base, bench(base, fake(lambda rendered, adapter: 1.0)))
+
+
 def test_specs(base: BaseModel) -> None:
-    engine = fake(lambda rendered, adapter: 1.0)
-    made = {
-        spec: make_proposer(
-            spec,
-            task=Sums(),
-            train=problem(base).train,
-            generator=base,
-            bench=bench(base, engine),
-            candidates=2,
-            history=20,
-            exemplars=3,
-            temperature=1.0,
-        )
-        for spec in ("self", "edits", "model:tiny", "openai:http://localhost:1/v1#m")
-    }
-    assert [type(p) for p in made.values()] == [ModelProposer, EditProposer, ModelProposer, OpenAIProposer]
+    assert isinstance(made("edits", base), EditProposer)
+    for spec, writer in (("self", ModelWriter), ("model:tiny", ModelWriter), ("openai:http://x:1/v1#m", ServerWriter)):
+        proposer = made(spec, base)
+        assert isinstance(proposer, InstructionProposer) and isinstance(proposer.writer, writer)
     for wrong in ("nobody", "openai:http://localhost:1/v1", "openai:#m", "openai:file:///x#m", "model:"):
         with pytest.raises(UsageError, match="no proposer"):
-            make_proposer(
-                wrong,
-                task=Sums(),
-                train=TRAIN,
-                generator=base,
-                bench=bench(base, engine),
-                candidates=2,
-                history=20,
-                exemplars=3,
-                temperature=1.0,
-            )
+            made(wrong, base)
 
 
 def test_toy_helpers() -> None:

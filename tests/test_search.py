@@ -12,6 +12,7 @@ from toy import Sums, bench, example, fake, instruction_of, of_kind, question_of
 from cotune.bench import Bench
 from cotune.engines.base import Sampling
 from cotune.engines.fake import FakeEngine
+from cotune.errors import BudgetExhausted
 from cotune.models.base import BaseModel, load
 from cotune.search import Board, PromptSearch, Proposal, Scored, hopeless, size
 from cotune.values import Demonstration, Event, Prompt
@@ -44,12 +45,19 @@ class Listed:
 
 
 def searching(
-    base: BaseModel, engine: FakeEngine, events: list[Event], tokens: int | None = None, minibatch: int = 8
+    base: BaseModel, engine: FakeEngine, events: list[Event], tokens: int | None = None, racing: bool = True
 ) -> PromptSearch:
     at = bench(base, engine, tokens=tokens, events=events)
     board = Board(Sums(), EXAMPLES, None, SAMPLING, at)
     reject = {"never 1.0": "banned"}
-    return PromptSearch(START, board, minibatch, lambda p: reject.get(p.prompt.instruction), at)
+    return PromptSearch(START, board, lambda p: reject.get(p.prompt.instruction), at, minibatch=8, racing=racing)
+
+
+def run(search: PromptSearch, *rounds: Listed) -> PromptSearch:
+    search.begin()
+    for proposer in rounds:
+        search.round(proposer)
+    return search
 
 
 def test_hopeless_by_hand() -> None:
@@ -68,8 +76,8 @@ def test_hopeless_by_hand() -> None:
 
 def test_bad_candidates_cost_one_minibatch_and_nothing_runs_twice(base: BaseModel) -> None:
     engine, events = fake(share), list[Event]()
-    search = searching(base, engine, events)
-    assert search.run([Listed("bad 0.0", "good 0.9", "middling 0.45"), Listed("best 1.0", "good 0.9")])
+    rounds = Listed("bad 0.0", "good 0.9", "middling 0.45"), Listed("best 1.0", "good 0.9")
+    search = run(searching(base, engine, events), *rounds)
     runs = Counter(instruction_of(r.prompt) for r in engine.calls)
     assert runs["bad 0.0"] == 8
     assert runs["start 0.5"] == runs["good 0.9"] == runs["best 1.0"] == 32
@@ -78,9 +86,16 @@ def test_bad_candidates_cost_one_minibatch_and_nothing_runs_twice(base: BaseMode
     assert search.ranking()[0].score == 1.0
 
 
+def test_without_racing_everything_runs_in_full(base: BaseModel) -> None:
+    engine = fake(share)
+    search = run(searching(base, engine, [], racing=False), Listed("bad 0.0", "good 0.9"))
+    assert set(Counter(instruction_of(r.prompt) for r in engine.calls).values()) == {32}
+    assert [s.prompt.instruction for s in search.ranking()] == ["good 0.9", "start 0.5", "bad 0.0"]
+
+
 def test_minibatches_are_the_same_examples_for_all(base: BaseModel) -> None:
     engine = fake(share)
-    searching(base, engine, []).run([Listed("bad 0.0", "worse 0.01")])
+    run(searching(base, engine, []), Listed("bad 0.0", "worse 0.01"))
     asked = {
         text: [question_of(r.prompt) for r in engine.calls if instruction_of(r.prompt) == text]
         for text in ("start 0.5", "bad 0.0", "worse 0.01")
@@ -90,7 +105,7 @@ def test_minibatches_are_the_same_examples_for_all(base: BaseModel) -> None:
 
 def test_proposers_see_everything_scored_ascending_and_the_best(base: BaseModel) -> None:
     second = Listed("end 0.7")
-    searching(base, fake(share), []).run([Listed("bad 0.0", "good 0.9"), second])
+    run(searching(base, fake(share), []), Listed("bad 0.0", "good 0.9"), second)
     scores = [s.score for s in second.shown]
     assert scores == sorted(scores)
     assert {s.prompt.instruction: s.n for s in second.shown} == {"bad 0.0": 8, "start 0.5": 32, "good 0.9": 32}
@@ -99,7 +114,7 @@ def test_proposers_see_everything_scored_ascending_and_the_best(base: BaseModel)
 
 def test_rejected_proposals_are_counted_and_never_run(base: BaseModel) -> None:
     engine, events = fake(share), list[Event]()
-    searching(base, engine, events).run([Listed("never 1.0", "good 0.9", "good 0.9", "start 0.5")])
+    run(searching(base, engine, events), Listed("never 1.0", "good 0.9", "good 0.9", "start 0.5"))
     [round_] = of_kind(events, "round")
     assert round_["proposed"] == 4
     assert round_["rejected"] == {"banned": 1, "duplicate": 2}
@@ -114,28 +129,29 @@ def test_rejected_proposals_are_counted_and_never_run(base: BaseModel) -> None:
 
 def test_an_empty_round_is_a_round(base: BaseModel) -> None:
     events: list[Event] = []
-    assert searching(base, fake(share), events).run([Listed()])
+    run(searching(base, fake(share), events), Listed())
     assert of_kind(events, "round")[0]["rejected_share"] == 0.0
 
 
 def test_ties_go_to_the_shorter_prompt(base: BaseModel) -> None:
     search = searching(base, fake(share), [])
-    search.run([Listed("a much longer one 0.9", "short 0.9")])
+    run(search, Listed("a much longer one 0.9", "short 0.9"))
     assert search.ranking()[0].prompt.instruction == "short 0.9"
     assert size(Prompt("ab", (Demonstration("cde", "f"),))) == 6
 
 
 def test_an_exhausted_budget_keeps_what_ran_in_full(base: BaseModel) -> None:
     free = searching(base, fake(share), events := [])
-    free.run([Listed("good 0.9"), Listed("best 1.0")])
+    run(free, Listed("good 0.9"), Listed("best 1.0"))
     spent = [r["tuning_tokens"] for r in of_kind(events, "round")]
 
     events = []
     search = searching(base, fake(share), events, tokens=sum(spent) // 2)
-    assert not search.run([Listed("good 0.9"), Listed("best 1.0")])
+    with pytest.raises(BudgetExhausted):
+        run(search, Listed("good 0.9"), Listed("best 1.0"))
     assert search.ranking()[0].prompt.instruction == "good 0.9"
-    assert of_kind(events, "budget")[0]["where"] == "search"
 
     nothing = searching(base, fake(share), [], tokens=10)
-    assert not nothing.run([Listed("good 0.9")])
+    with pytest.raises(BudgetExhausted):
+        run(nothing, Listed("good 0.9"))
     assert nothing.ranking() == nothing.history() == []

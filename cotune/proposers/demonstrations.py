@@ -20,7 +20,8 @@ class DemonstrationProposer:
     """The best prompt with gold demonstrations, without any (if it has some), and with `sets` sets of accepted answers.
 
     `examples` are apart from those that score the search (ours: a demonstration must not give away the answer of a
-    question it is judged on). A random set has 1 to `most` demonstrations, as in DSPy; the gold set has `most`.
+    question it is judged on). A random set has 1 to `most` demonstrations, as in DSPy; the gold set has `most`. Each
+    round draws other sets.
     """
 
     def __init__(
@@ -39,16 +40,20 @@ class DemonstrationProposer:
         self._sampling = sampling
         self._most = most
         self._sets = sets
+        self._rounds = 0  # behind it
 
     def propose(self, round: int, history: Sequence[Scored], best: Prompt, bench: Bench) -> list[Proposal]:
         teacher = [Conditioning(best, self._adapter)] * len(self._examples)
         traces, sampled = accepted(self._task, self._examples, teacher, self._sampling, bench)
         bench.emit("traces", use="demonstrations", sampled=sampled, accepted=len(traces))
-        labelled = gold(self._task, bench.rng("gold").sample(self._examples, min(self._most, len(self._examples))))
+        again = [self._rounds] if self._rounds else []
+        first, self._rounds = self._rounds * self._sets, self._rounds + 1
+        shown = bench.rng("gold", *again).sample(self._examples, min(self._most, len(self._examples)))
+        labelled = gold(self._task, shown)
         proposals = [self._with(best, labelled, "gold-demonstrations")]
         if best.demonstrations:
             proposals.append(Proposal(replace(best, demonstrations=()), "no-demonstrations"))
-        for i in range(self._sets if traces else 0):
+        for i in range(first, first + self._sets if traces else first):
             rng = bench.rng("demonstrations", i)
             chosen = rng.sample(traces, min(rng.randint(1, self._most), len(traces)))
             proposals.append(self._with(best, chosen, "own-demonstrations"))

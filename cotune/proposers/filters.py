@@ -1,4 +1,4 @@
-"""What may not become a prompt: truncated, empty, unreadable, too long, with tags, or copied from the examples."""
+"""What may not become a prompt: cut off, empty, unreadable, too long, a refusal, with tags, or copied from examples."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ _WORD = re.compile(r"\w+")
 # Slots and the frames of common chat templates; the model's own special tokens come on top.
 _TAGS = re.compile(
     r"<\|.*?\|>|\[/?INST|\[INSTRUCTION\]|<</?SYS>>|</?instruction>|<(?:start|end)_of_turn>|(?<!\w)\{\w+\}"
+)
+# How a proposer says that it will not write one (ours).
+_REFUSAL = re.compile(
+    r"\W*(?:(?:i['’]m|i am|we['’]re|we are) (?:so |very )?sorry\b|sorry,|i apologi[sz]e|as an ai\b"
+    r"|(?:i|we)(?: am|['’]m| are|['’]re)? ?(?:can['’]?t|cannot|can not|unable to|not able to|won['’]t) )",
+    re.IGNORECASE,
 )
 
 
@@ -66,6 +72,8 @@ class Filter:
             return "unreadable"
         if len(text) > self._max_characters:
             return "too_long"
+        if _REFUSAL.match(text):
+            return "refusal"
         if _TAGS.search(text) or any(token in text for token in self._special_tokens):
             return "tags"
         if self._copies(text):

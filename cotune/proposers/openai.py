@@ -1,4 +1,4 @@
-"""Proposals by any server with OpenAI's chat-completions interface.
+"""Any server with OpenAI's chat-completions interface as a writer of prompts.
 
 Replies are kept in the journal, so a resumed run does not ask again.
 """
@@ -7,78 +7,56 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cotune.bench import Bench
 from cotune.errors import CotuneError
 from cotune.ledger import Spent
 from cotune.openai_client import ChatClient
-from cotune.proposers.meta_prompt import MetaPrompt, read_reply
-from cotune.search import Proposal, Scored
+from cotune.proposers.writing import Reply
 from cotune.tasks.base import Message
-from cotune.values import Prompt, digest
+from cotune.values import digest
 
-MAX_NEW_TOKENS = 256  # of one proposal (ours)
-_FRAME_TOKENS = 64  # at most, for the server's chat template around the one message
+_FRAME_TOKENS = 64  # at most, for the server's chat template around the messages
 
 
-class OpenAIProposer:
-    """`candidates` requests a round to the server of `client`.
+@dataclass(frozen=True)
+class ServerWriter:
+    """A request to the server of `client` for each reply, of at most `limit` tokens.
 
     Tokens are booked as the server counts them; its FLOPs are unknown and booked as 0 (ours).
     """
 
-    def __init__(
-        self,
-        client: ChatClient,
-        model: str,
-        meta_prompt: MetaPrompt,
-        candidates: int,
-        temperature: float,
-    ) -> None:
-        self._client = client
-        self._model = model
-        self._meta_prompt = meta_prompt
-        self._candidates = candidates
-        self._temperature = temperature
+    client: ChatClient
+    model: str
+    temperature: float
+    limit: int
 
-    def propose(self, round: int, history: Sequence[Scored], best: Prompt, bench: Bench) -> list[Proposal]:
-        messages = self._meta_prompt.messages(
-            history,
-            bench.rng("exemplars", round),
-            most_history=self._meta_prompt.history,
-            most_exemplars=self._meta_prompt.exemplars,
-        )
-        origin = f"openai:{self._model}"
-        replies = [self._journaled(messages, round, i, bench) for i in range(self._candidates)]
-        return [read_reply(r["text"], r["truncated"], origin, best) for r in replies]
+    @property
+    def name(self) -> str:
+        return f"openai:{self.model}"
 
-    def _journaled(self, messages: list[Message], round: int, index: int, bench: Bench) -> dict[str, Any]:
+    def fits(self, messages: Sequence[Message]) -> bool:
+        return True  # nobody knows before the server is asked
+
+    def write(self, messages: Sequence[Message], count: int, bench: Bench, *names: object) -> list[Reply]:
+        return [self._journaled(list(messages), bench, *names, i) for i in range(count)]
+
+    def _journaled(self, messages: list[Message], bench: Bench, *names: object) -> Reply:
         body = {
-            "model": self._model,
+            "model": self.model,
             "messages": messages,
-            "temperature": self._temperature,
-            "max_tokens": MAX_NEW_TOKENS,
+            "temperature": self.temperature,
+            "max_tokens": self.limit,
         }
         # The server's own count is known only afterwards, but no tokenizer makes more tokens than bytes.
-        most = len(messages[0]["content"].encode()) + _FRAME_TOKENS
-        bench.ledger.allow(most + MAX_NEW_TOKENS, 0.0)
-        key = digest(["openai", self._client.base_url, body, bench.stage, bench.seed, round, index])
+        text = "\n".join(m["content"] for m in messages)
+        bench.ledger.allow(len(text.encode()) + _FRAME_TOKENS + self.limit, 0.0)
+        key = digest(["openai", self.client.base_url, body, bench.stage, bench.seed, *names])
         reply = bench.store.recall(key)
         if reply is None:
-            began = time.perf_counter()
-            [said] = self._client.ask_all([body])
-            if said.refused:
-                raise CotuneError(
-                    f"The proposer {self._model!r} refuses the meta-prompt: {said.refused.rstrip('.')}. Lower "
-                    "prompt.history or prompt.exemplars, or choose another proposer."
-                )
-            read, written = said.prompt_tokens, said.generated_tokens
-            if read is None or written is None:  # a server that does not count: by our own tokenizer
-                read = bench.engine.token_count(messages[0]["content"])
-                written = min(bench.engine.token_count(said.text), MAX_NEW_TOKENS)
-            reply = {"text": said.text, "truncated": said.truncated, "prompt_tokens": read, "generated_tokens": written}
-            reply["seconds"] = time.perf_counter() - began
+            reply = self._asked(body, text, bench)
             bench.store.remember(key, reply)
         bench.ledger.book(
             Spent(
@@ -88,4 +66,24 @@ class OpenAIProposer:
                 seconds=reply["seconds"],
             )
         )
-        return dict(reply)
+        return Reply(reply["text"], reply["truncated"])
+
+    def _asked(self, body: dict[str, Any], text: str, bench: Bench) -> dict[str, Any]:
+        began = time.perf_counter()
+        [said] = self.client.ask_all([body])
+        if said.refused:
+            raise CotuneError(
+                f"The proposer {self.model!r} refuses the meta-prompt: {said.refused.rstrip('.')}. Lower "
+                "prompt.history or prompt.exemplars, or choose another proposer."
+            )
+        read, written = said.prompt_tokens, said.generated_tokens
+        if read is None or written is None:  # a server that does not count: by our own tokenizer
+            read = bench.engine.token_count(text)
+            written = min(bench.engine.token_count(said.text), self.limit)
+        return {
+            "text": said.text,
+            "truncated": said.truncated,
+            "prompt_tokens": read,
+            "generated_tokens": written,
+            "seconds": time.perf_counter() - began,
+        }

@@ -49,7 +49,7 @@ def test_the_better_prompt_is_found_chosen_on_val_and_told(base: BaseModel) -> N
     events: list[Event] = []
     given = problem(base)
     engine = fake(likes_steps)
-    tuned = strategy(demonstration_sets=0).tune(START, given, bench(base, engine, events=events))
+    tuned = strategy(method="opro").tune(START, given, bench(base, engine, events=events))
     assert isinstance(tuned, Fixed) and tuned.adapter is None
     assert likes_steps(f"<|im_start|>system\n{tuned.prompt.instruction}<|im_end|>", None) >= 0.5
     assert Fixed(Prompt("Add the numbers.")) == START
@@ -77,9 +77,9 @@ def test_val_decides_even_against_the_search(base: BaseModel) -> None:
             return 0.5
         return 0.0 if question_of(rendered) in val else 1.0
 
-    tuned = strategy(demonstration_sets=0).tune(START, given, bench(base, fake(overfits)))
+    tuned = strategy(method="opro").tune(START, given, bench(base, fake(overfits)))
     assert tuned == START
-    assert strategy(demonstration_sets=0, finalists=1).tune(START, given, bench(base, fake(overfits))) == START
+    assert strategy(method="opro", finalists=1).tune(START, given, bench(base, fake(overfits))) == START
 
 
 def test_demonstrations_are_used_when_they_help_and_never_judge_themselves(base: BaseModel) -> None:
@@ -107,7 +107,7 @@ def test_the_adapter_of_start_is_kept_and_used(base: BaseModel) -> None:
 
 def test_budgets(base: BaseModel) -> None:
     free = bench(base, fake(likes_steps), events=(events := []))
-    whole = strategy(demonstration_sets=0).tune(START, problem(base), free)
+    whole = strategy(method="opro").tune(START, problem(base), free)
     spent = {kind: of_kind(events, kind)[-1]["tuning_tokens"] for kind in ("round", "chosen")}
     searched = of_kind(events, "round")[-1]["best"]
 
@@ -116,18 +116,18 @@ def test_budgets(base: BaseModel) -> None:
     assert none.ledger.tuning.tokens == 0
     # Enough for the search, not for a choice: the best that ran in full on the search examples.
     no_choice = bench(base, fake(likes_steps), tokens=spent["round"] + 100, events=(events := []))
-    tuned = strategy(demonstration_sets=0).tune(START, problem(base), no_choice)
+    tuned = strategy(method="opro").tune(START, problem(base), no_choice)
     assert isinstance(tuned, Fixed)
     scores = {c["text"]: c["score"] for c in of_kind(events, "candidate") if c["n"] == 24}
     assert scores[tuned.prompt.instruction] == searched
     assert of_kind(events, "budget")[0]["where"] == "choice"
     for limit in range(0, spent["chosen"] + 1, max(1, spent["chosen"] // 5)):
         at = bench(base, fake(likes_steps), tokens=limit)
-        strategy(demonstration_sets=0).tune(START, problem(base), at)
+        strategy(method="opro").tune(START, problem(base), at)
         assert at.ledger.tuning.tokens <= limit
     # The last batch is asked for at its longest possible, so allow that much more than was spent.
     enough = bench(base, fake(likes_steps), tokens=spent["chosen"] + 1000)
-    assert strategy(demonstration_sets=0).tune(START, problem(base), enough) == whole
+    assert strategy(method="opro").tune(START, problem(base), enough) == whole
 
 
 def test_interrupted_and_resumed_is_the_same(base: BaseModel) -> None:

@@ -1,0 +1,11 @@
+"""The table of prompt methods, imported on demand."""
+
+from __future__ import annotations
+
+METHODS = {
+    "opro": "cotune.strategies.prompt_methods.opro:Opro",
+    "bootstrap": "cotune.strategies.prompt_methods.bootstrap:Bootstrap",
+    "opro+bootstrap": "cotune.strategies.prompt_methods.opro_bootstrap:OproBootstrap",
+    "mipro": "cotune.strategies.prompt_methods.mipro:Mipro",
+    "gepa": "cotune.strategies.prompt_methods.gepa:Gepa",
+}
