@@ -1,6 +1,6 @@
-"""The contract suite: what every strategy in the table must hold, on a random model of 90k parameters.
+"""The contract suite: what every strategy and prompt method in the tables must hold, on a model of 90k parameters.
 
-A strategy that is added to the table (or by an entry point) is covered here without a new test.
+One that is added to its table (or by an entry point) is covered here without a new test.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from cotune.engines.transformers_engine import TransformersEngine
 from cotune.experiment import dataset, make_strategy, seed_prompt
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel, load, weights_digest
+from cotune.errors import UsageError
 from cotune.plugins import names
 from cotune.strategies import STRATEGIES, load_tuned
 from cotune.strategies.base import Problem, Workload
+from cotune.strategies.prompt_methods import METHODS
 from cotune.tasks import task as make_task
 from cotune.values import Completion, Conditioning, Event, Example, Grade, Outcome, Tuned
 
@@ -132,17 +134,26 @@ def base(random_model_dir: Path) -> BaseModel:
     return load(str(random_model_dir), device="cpu", dtype="float32")
 
 
-REINFORCED = ("grpo", "ppo")  # lora-only's methods that sample while they train
+# Beside every strategy at its default method: every other prompt method, and the weight methods that sample as they train.
+METHODS_TOO = [f"prompt-only/{m}" for m in sorted(names("prompt_methods", METHODS)) if m != "opro+bootstrap"]
+METHODS_TOO += ["lora-only/grpo", "lora-only/ppo"]
 
 
-@pytest.fixture(params=[*sorted(names("strategies", STRATEGIES)), *(f"lora-only/{m}" for m in REINFORCED)])
+@pytest.fixture(params=[*sorted(names("strategies", STRATEGIES)), *METHODS_TOO])
 def config(request: pytest.FixtureRequest, random_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     strategy, _, method = request.param.partition("/")
     layer: dict[str, Any] = {"strategy": strategy, "model": str(random_model_dir), "seed": 3}
-    if method:
+    if method and strategy == "prompt-only":
+        layer["prompt"] = {"method": method}
+    elif method:
         layer["weights"] = {"method": method, "samples": 2, "updates": 2, "batch_size": 6, "epochs": 1}
         monkeypatch.setattr(type(make_task("micro-gsm8k")), "grade", by_chance)
-    return resolve(SMALL, layer)
+    made = resolve(SMALL, layer)
+    try:
+        make_strategy(made)
+    except UsageError as missing:  # an extra that is not installed
+        pytest.skip(str(missing))
+    return made
 
 
 def by_chance(task: Any, example: Example, completion: str, truncated: bool = False) -> Grade:

@@ -266,9 +266,21 @@ def test_zero_shot_with_predict_export_show_and_compare(server: ChatServer, tmp_
     assert again.stdout == (tmp_path / "out.jsonl").read_text()
 
 
-@pytest.mark.parametrize("proposer", ["self", "edits", "openai"])
-def test_prompt_only_with_every_proposer(server: ChatServer, tmp_path: Path, proposer: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "proposer"),
+    [("opro+bootstrap", "self"), ("opro+bootstrap", "edits"), ("opro+bootstrap", "openai")]
+    + [(method, "self") for method in ("opro", "bootstrap", "mipro")]
+    + [("gepa", proposer) for proposer in ("self", "edits", "openai")],
+)
+def test_prompt_only_with_every_method_and_proposer(
+    server: ChatServer, tmp_path: Path, method: str, proposer: str
+) -> None:
+    for package in {"mipro": ["optuna"], "gepa": ["gepa"]}.get(method, []):
+        pytest.importorskip(package)
+
     def answer(body: Body) -> Any:
+        if "write a new instruction for the assistant" in content(body):
+            return reply_of(f"```\nCount to {body.get('seed', 1)}, {SECRET}.\n```")
         if "new instruction" in content(body):
             return reply_of(f"<instruction>Count to {body.get('seed', 1)}, {SECRET}.</instruction>")
         right = re.search("seed|Count|think|step", str(body["messages"][0]["content"]))
@@ -276,7 +288,8 @@ def test_prompt_only_with_every_proposer(server: ChatServer, tmp_path: Path, pro
 
     server.answer = answer
     spec = f"openai:{server.url}#proposer-model" if proposer == "openai" else proposer
-    result = cotune(*run_args(server, tmp_path, "prompt-only", "--json", *SETS, "--set", f"prompt.proposer={spec}"))
+    chosen = ("--set", f"prompt.method={method}", "--set", f"prompt.proposer={spec}")
+    result = cotune(*run_args(server, tmp_path, "prompt-only", "--json", *SETS, *chosen))
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert summary["cost"]["tuning"]["prompt_tokens"] == 100 * summary["cost"]["tuning"]["calls"]
@@ -285,7 +298,8 @@ def test_prompt_only_with_every_proposer(server: ChatServer, tmp_path: Path, pro
     assert models == ({"some-model", "proposer-model"} if proposer == "openai" else {"some-model"})
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     origins = {event["origin"] for event in events if event["kind"] == "candidate"}
-    assert any(origin.startswith({"openai": "openai:proposer-model"}.get(proposer, proposer)) for origin in origins)
+    by = {"bootstrap": "gold-demonstrations", "mipro": "mipro"}.get(method, proposer)
+    assert any(origin.startswith({"openai": "openai:proposer-model"}.get(by, by)) for origin in origins)
     no_secret_in(tmp_path)
 
 
