@@ -20,10 +20,10 @@ from cotune.bench import Bench, MemoryStore
 from cotune.config import RunConfig, resolve
 from cotune.engines.base import Request, Sampling
 from cotune.engines.transformers_engine import TransformersEngine
+from cotune.errors import UsageError
 from cotune.experiment import dataset, make_strategy, seed_prompt
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel, load, weights_digest
-from cotune.errors import UsageError
 from cotune.plugins import names
 from cotune.strategies import STRATEGIES, load_tuned
 from cotune.strategies.base import Problem, Workload

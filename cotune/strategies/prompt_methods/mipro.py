@@ -9,7 +9,7 @@ examples for every pair, and a pair that is drawn again goes on to the next ones
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from cotune.config import RunConfig
 from cotune.proposers import Proposing
@@ -102,7 +102,7 @@ class _Pairs:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna = optuna
         self._search = search
-        self._choices = {"instruction": instructions, "demonstrations": demonstrations}
+        self._choices: dict[str, list[Any]] = {"instruction": instructions, "demonstrations": demonstrations}
         self._distributions = {
             name: optuna.distributions.CategoricalDistribution(range(len(known)))
             for name, known in self._choices.items()
