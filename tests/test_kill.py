@@ -25,6 +25,7 @@ sequential.stages = "p,w"
 [prompt]
 rounds = 1
 candidates = 4
+method = "opro+bootstrap"
 demonstration_sets = 1
 demonstrations = 1
 search_examples = 12

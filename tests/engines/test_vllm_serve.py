@@ -101,7 +101,8 @@ def test_zero_shot_answers_as_the_transformers_engine_does(url: str, tmp_path: P
 @pytest.mark.parametrize("proposer", ["edits", "self", "openai"])
 def test_prompt_only_runs_with_every_proposer(url: str, tmp_path: Path, proposer: str) -> None:
     spec = f"openai:{url}#tiny" if proposer == "openai" else proposer
-    result = run(small(url, "prompt-only", prompt={"proposer": spec, "demonstration_sets": 1}), tmp_path)
+    prompt = {"method": "opro+bootstrap", "proposer": spec, "demonstration_sets": 1}
+    result = run(small(url, "prompt-only", prompt=prompt), tmp_path)
     tuning = result.summary["cost"]["tuning"]
     assert result.summary["status"] == "done" and result.summary["n"] == 24
     assert tuning["prompt_tokens"] > 20 * tuning["calls"] and tuning["generated_tokens"] > tuning["calls"]

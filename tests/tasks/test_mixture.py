@@ -54,7 +54,13 @@ def test_every_example_is_rendered_and_graded_by_its_own_task() -> None:
 def test_a_run_learns_from_the_sources_alone(strategy: str, tmp_path: Path) -> None:
     quick = {
         "decoding": {"max_new_tokens": 8},
-        "prompt": {"rounds": 1, "candidates": 2, "search_examples": 4, "demonstration_sets": 1},
+        "prompt": {
+            "rounds": 1,
+            "candidates": 2,
+            "search_examples": 4,
+            "method": "opro+bootstrap",
+            "demonstration_sets": 1,
+        },
         "weights": {"epochs": 1},
         "joint": {"epochs": 1, "rollout_examples": 2, "rollouts": 2, "max_prompt_tokens": 8},
     }
