@@ -173,10 +173,10 @@ class PromptConfig(Section):
     search_examples: Positive = Field(100, description="train examples that drive the search (BetterTogether)")
     choice_examples: Positive = Field(250, description="val examples that choose the winner (BetterTogether)")
     racing: bool = Field(
-        True, description="successive halving within a round (ours); false: every candidate runs on all examples"
+        True, description="drop candidates that a paired test shows to be behind (ours); false: all run on all examples"
     )
     minibatch: Positive = Field(
-        12, description="examples a candidate runs on at first, and a trial of mipro (ours; DSPy: 35)"
+        16, description="examples a candidate runs on at first, and a trial of mipro (ours; DSPy: 35)"
     )
     reflection_minibatch: Positive = Field(3, description="examples that a mutation of gepa is told of (GEPA)")
     finalists: Positive = Field(4, description="candidates scored on the val examples (ours)")

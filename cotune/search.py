@@ -17,7 +17,7 @@ from cotune.evaluate import evaluate
 from cotune.tasks.base import Task
 from cotune.values import Adapter, Conditioning, Example, Prompt
 
-# A candidate has no hope when the mean of its paired differences to the best prompt is below 0 by this many standard
+# A candidate is dropped when the mean of its paired differences to the best prompt is below 0 by this many standard
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
 DROP_Z = 1.645
 
@@ -159,25 +159,25 @@ class PromptSearch:
         return prompt.digest in self._tried
 
     def race(self, prompts: Sequence[Prompt]) -> None:
-        """Successive halving (Karnin, Koren and Somekh 2013), so that most candidates cost a minibatch.
+        """Run prompts on a minibatch, then on twice as many examples, and so on up to all of them.
 
-        All run on a minibatch, the better half goes on to twice as many examples, and so on until one has run on all
-        of them. Those that are `hopeless` against the best of earlier rounds go no further either. Why halving and not
-        a test: most proposals of a round answer alike, and equals never lose a test (docs/performance.md). Racing is
-        ours; no paper's method has it.
+        Before each step those that are `hopeless` against the best prompt are dropped (ours; no paper's method races), so
+        that a bad candidate costs one minibatch. Halving the field at each step would cost a third of the rollouts, but
+        drops prompts that full evaluation chooses (docs/performance.md).
         """
         best, racing = self.board.scores(self.best), list(prompts)
-        everything, n = len(self.board.examples), self.minibatch
+        everything = len(self.board.examples)
+        n = self.minibatch
         while racing:
             self.board.run(racing, n)
-            last = n == everything
-            ranked = sorted(racing, key=lambda p: (-sum(self.board.scores(p)), size(p)))
-            half = ranked[: math.ceil(len(ranked) / 2)]
-            going_on = racing if last else [p for p in half if not hopeless(self.board.scores(p), best)]
+            going_on = []
             for prompt in racing:
-                if last or prompt not in going_on:
-                    self.report(prompt, dropped=not last)
-            racing, n = [] if last else going_on, min(2 * n, everything)
+                dropped = n < everything and hopeless(self.board.scores(prompt), best)
+                if dropped or n == everything:
+                    self.report(prompt, dropped)
+                else:
+                    going_on.append(prompt)
+            racing, n = going_on, min(2 * n, everything)
 
     def end_round(self) -> None:
         self._bench.emit(

@@ -86,22 +86,6 @@ def test_bad_candidates_cost_one_minibatch_and_nothing_runs_twice(base: BaseMode
     assert search.ranking()[0].score == 1.0
 
 
-def test_the_better_half_goes_on_and_one_runs_on_everything(base: BaseModel) -> None:
-    engine, events = fake(share), list[Event]()
-    run(searching(base, engine, events), Listed("a 0.6", "b 1.0", "c 0.8", "d 0.7"))
-    runs = Counter(instruction_of(r.prompt) for r in engine.calls)
-    assert (runs["b 1.0"], sorted(runs[p] for p in ("a 0.6", "c 0.8", "d 0.7"))) == (32, [8, 8, 16])
-    assert {c["text"]: (c["n"], c["dropped"]) for c in of_kind(events, "candidate")}["b 1.0"] == (32, False)
-    assert sum(c["n"] for c in of_kind(events, "candidate")) == sum(runs.values()) == 32 + 32 + 32
-
-
-def test_equals_are_halved_too_and_the_shorter_goes_on(base: BaseModel) -> None:
-    engine = fake(share)
-    run(searching(base, engine, []), Listed("long 1.0", "longer 1.0", "short 1.0", "the longest 1.0"))
-    runs = Counter(instruction_of(r.prompt) for r in engine.calls)
-    assert [runs[p] for p in ("short 1.0", "long 1.0", "longer 1.0", "the longest 1.0")] == [16, 32, 8, 8]
-
-
 def test_without_racing_everything_runs_in_full(base: BaseModel) -> None:
     engine = fake(share)
     search = run(searching(base, engine, [], racing=False), Listed("bad 0.0", "good 0.9"))
