@@ -161,8 +161,8 @@ class PromptSearch:
     def race(self, prompts: Sequence[Prompt]) -> None:
         """Run prompts on a minibatch, then on twice as many examples, and so on up to all of them.
 
-        Before each step those that are `hopeless` against the best prompt are dropped (ours; no paper's method races), so
-        that a bad candidate costs one minibatch. Halving the field at each step would cost a third of the rollouts, but
+        Before each step those that are `hopeless` against the best prompt are dropped (ours, no paper races), so that
+        a bad candidate costs one minibatch. Halving the field at each step would cost a third of the rollouts, but
         drops prompts that full evaluation chooses (docs/performance.md).
         """
         best, racing = self.board.scores(self.best), list(prompts)
