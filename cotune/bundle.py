@@ -29,7 +29,7 @@ FORMAT: Final = 1
 CONTENT, SUMS, GENERATOR = "bundle.json", "SHA256SUMS", "generator"
 _SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _PICKLED = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
-_READ = {".json", ".safetensors"}  # what loading reads: none of these may be there unlisted
+_READ = {".json", ".safetensors"}  # what loading reads: must be as exported, and nothing may be added
 _BEGIN, _END = "\ue000", "\ue001"  # around the name of a field while the frame is made: in no text of a task
 
 
@@ -140,9 +140,9 @@ def write_sums(folder: Path) -> None:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """bundle.json, once every file of the folder is the one that was exported.
+    """bundle.json, once every file that loading reads is the one that was exported (a card may be edited).
 
-    Raises UsageError for a file that is missing, was changed or added, for a pickled one, and for another format.
+    Raises UsageError for such a file that is missing, was changed or added, for a pickled one, and for another format.
     """
     _check_files(folder)
     try:
@@ -179,6 +179,8 @@ def _check_files(folder: Path) -> None:
         if file.suffix in _READ and name not in listed:
             raise UsageError(f"{folder} was changed since it was exported: {name} was added. {again}")
     for name, expected in listed.items():
+        if PurePosixPath(name).suffix not in _READ:
+            continue
         if not (folder / name).is_file():
             raise UsageError(f"{folder} is not a whole bundle: {name} is missing. {again}")
         if _sha256(folder / name) != expected:

@@ -72,7 +72,6 @@ def _edit(folder: Path, **changes: object) -> None:
     [
         (lambda b: (b / "adapter/adapter_model.safetensors").unlink(), "adapter/adapter_model.safetensors is missing"),
         (lambda b: (b / "tuned.json").write_text("{}"), "tuned.json is another file now"),
-        (lambda b: (b / "README.md").write_text("mine"), "README.md is another file now"),
         (lambda b: (b / "groups.json").write_text("{}"), "groups.json was added"),
         (lambda b: (b / "adapter/adapter_model.bin").write_bytes(b"x"), "pickled files can run code"),
         (lambda b: (b / SUMS).unlink(), "has no readable SHA256SUMS"),
@@ -86,6 +85,7 @@ def test_what_is_no_whole_bundle_is_refused(
     harm: Callable[[Path], object], said: str, lora_bundle: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(lora_bundle, tmp_path / "copy"))
+    (copy / "README.md").write_text("A card may be edited.")
     assert read_bundle(copy).task == "micro-gsm8k"
     harm(copy)
     with pytest.raises(UsageError) as refused:
