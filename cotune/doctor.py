@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ from cotune.models.registry import MODELS
 from cotune.tasks import TASKS
 
 GIB = 1024**3
+# Packages that only one thing needs, and which.
+OPTIONAL = {
+    "vllm": "--engine vllm: docs/engines.md",
+    "uvicorn": "cotune serve: the extra serve",
+    "optuna": "prompt.method = mipro: the extra mipro",
+    "gepa": "prompt.method = gepa: the extra gepa",
+    "resvg_py": "compare --plots-format png: the extra png",
+    "mlflow": "--tracker mlflow: the extra mlflow",
+    "wandb": "--tracker wandb: the extra wandb",
+    "tensorboardX": "--tracker tensorboard: the extra tensorboard",
+}
 _ROWS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 
 
@@ -34,9 +46,7 @@ def examine(data: str | None, out: Path) -> list[Check]:
     """All checks, in the order they are shown. Imports torch and transformers, to see that they really import."""
     checks = [Check("python", "ok", platform.python_version())]
     checks += [_imports(name) for name in ("torch", "transformers", "peft", "math_verify", "pyarrow")]
-    checks.append(_optional("vllm", "--engine vllm: docs/engines.md"))
-    checks.append(_optional("uvicorn", "cotune serve: pip install -e '.[serve]'"))
-    checks += [_optional(name, f"prompt.method = {method}") for name, method in (("optuna", "mipro"), ("gepa", "gepa"))]
+    checks += [_optional(name, what) for name, what in OPTIONAL.items()]
     checks += [*_device(), *_machine(out), *_models(), *_data(data)]
     return checks
 
@@ -45,11 +55,17 @@ def summary(checks: list[Check]) -> dict[str, Any]:
     return {"ok": all(c.status != "fail" for c in checks), "checks": [asdict(c) for c in checks]}
 
 
-def _version(name: str) -> str:
+def _version(module: str) -> str:
+    """Of the distribution that holds it, which may have another name."""
     try:
-        return version(name.replace("_", "-"))
+        return version(_distributions().get(module, [module])[0])
     except PackageNotFoundError:
         return "unknown version"
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
 
 
 def _imports(name: str) -> Check:
