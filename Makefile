@@ -32,7 +32,7 @@ demo: setup
 	$(BIN)/cotune compare results/demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The build for CPUs wants a torch of its own name, so it is installed without asking for dependencies; what it needs is
 # pinned in the file. With a GPU: pip install -c constraints.txt -e '.[vllm]', then the second command alone.

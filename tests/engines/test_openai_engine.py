@@ -327,7 +327,8 @@ def test_a_failed_run_keeps_its_finished_batches_and_no_key(
     server.answer = lambda _: reply_of("#### 2")
     server.seen.clear()
     assert cotune(*args).exit_code == 0
-    assert len(server.seen) == 40 - 16
+    # Distinct ones, because a request of the failed run may still have been on its way.
+    assert len({json.dumps(body["messages"]) for _, body, _ in server.seen}) == 40 - 16
 
 
 @pytest.mark.parametrize(
