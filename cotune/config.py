@@ -537,7 +537,9 @@ def _readable(error: Any) -> str:
         return f"{where!r} is not set. Give --{where} or set it in the config file."
     if error["type"] == "secret":
         return f"{where} is not valid: {error['msg']}."
-    return f"{where} = {error['input']!r} is not valid: {error['msg']}."
+    whole = isinstance(error["input"], Mapping)  # a section: too much to show
+    given = "" if whole else f" = {error['input']!r}"
+    return f"{where or 'The config'}{given} is not valid: {error['msg'].removeprefix('Value error, ')}."
 
 
 def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -39,6 +39,7 @@ def resolve(kind: str, table: Mapping[str, str], name: str) -> Any:
     """The class behind `name`. Raises UsageError with the nearest names."""
     known = names(kind, table)
     if name not in known:
-        raise UsageError(f"There is no {kind.removesuffix('s')} {name!r}{nearest(name, known)}")
+        what = kind.removesuffix("s").replace("_", " ")
+        raise UsageError(f"There is no {what} {name!r}{nearest(name, known)}")
     module, _, attribute = known[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -97,6 +97,11 @@ RUN = ("run", "--model", "tiny", "--task", "micro-gsm8k", "--strategy")
         ([*RUN, "joint", "--budget", "tokens=nan"], "--budget 'tokens=nan' is not valid"),
         ([*RUN, "joint", "--budget", "tokens=-1"], "budget.tokens = -1 is not valid"),
         ([*RUN, "joint", "--set", "joint.rank=0"], "joint.rank = 0 is not valid"),
+        (
+            [*RUN, "lora-only", "--set", "weights.method=dpo", "--set", "weights.beta=0"],
+            "weights is not valid: with beta = 0",
+        ),
+        ([*RUN, "prompt-only", "--set", "prompt.method=opra"], "There is no prompt method 'opra'. Did you mean 'opro'"),
         ([*RUN, "joint", "--config", "no.toml"], "There is no config file 'no.toml'"),
         ([*RUN, "joint", "--name", "../x"], "--name '../x' is not one folder name"),
         (["compare", "nowhere"], "There is no folder 'nowhere'"),
