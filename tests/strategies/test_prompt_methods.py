@@ -268,7 +268,7 @@ def test_a_missing_package_is_named_with_its_extra(name: str, package: str, monk
     monkeypatch.setattr("cotune.strategies.prompt_methods.base.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=rf"needs the package {package}: pip install 'cotune\[{name}\]'"):
         strategy(name)
-    with pytest.raises(UsageError, match=r"no prompt_method 'mipr'. Did you mean 'mipro'"):
+    with pytest.raises(UsageError, match=r"no prompt method 'mipr'\. Did you mean 'mipro'"):
         strategy("mipr")
 
 

@@ -18,6 +18,7 @@ from cotune.errors import UsageError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors
 from cotune.proposers import Proposing
+from cotune.proposers.demonstrations import DemonstrationProposer
 from cotune.search import PromptSearch, size
 from cotune.strategies.base import Fixed, Work, Workload
 from cotune.tasks.base import Task
@@ -52,6 +53,10 @@ class Ground:
     sampling: Sampling
     generator: BaseModel
     bench: Bench
+
+    def demonstrations(self, most: int, sets: int) -> DemonstrationProposer:
+        """Proposes `sets` sets of at most `most` accepted answers to the teaching examples."""
+        return DemonstrationProposer(self.task, self.teaching, self.adapter, self.sampling, most=most, sets=sets)
 
     def finalists(self) -> list[Finalist]:
         """Every prompt that ran on all search examples, best first."""

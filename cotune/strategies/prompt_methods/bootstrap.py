@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from cotune.config import RunConfig
-from cotune.proposers.demonstrations import DemonstrationProposer
 from cotune.strategies.base import Work, Workload
 from cotune.strategies.prompt_methods.base import Finalist, Ground
 
@@ -39,14 +38,7 @@ class Bootstrap:
 
     def search(self, ground: Ground) -> list[Finalist]:
         if self.teaches and ground.teaching:
-            proposer = DemonstrationProposer(
-                ground.task,
-                ground.teaching,
-                ground.adapter,
-                ground.sampling,
-                most=self.demonstrations,
-                sets=self.sets,
-            )
+            proposer = ground.demonstrations(self.demonstrations, self.sets)
             for _ in range(self.rounds):
                 ground.search.round(proposer)
         return ground.finalists()

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from cotune.config import RunConfig
 from cotune.proposers import Proposing
-from cotune.proposers.demonstrations import DemonstrationProposer
 from cotune.search import PromptSearch, Proposal
 from cotune.strategies.base import Work, Workload
 from cotune.strategies.prompt_methods.base import Finalist, Ground, needs, proposing
@@ -75,14 +74,7 @@ class Mipro:
         search = ground.search
         known = [search.best.demonstrations]
         if self.teaches and ground.teaching:
-            proposer = DemonstrationProposer(
-                ground.task,
-                ground.teaching,
-                ground.adapter,
-                ground.sampling,
-                most=self.demonstrations,
-                sets=self.sets,
-            )
+            proposer = ground.demonstrations(self.demonstrations, self.sets)
             proposals = proposer.propose(search.number, search.history(), search.best, ground.bench)
             known += [p.prompt.demonstrations for p in proposals]
         return list(dict.fromkeys(known))
