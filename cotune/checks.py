@@ -26,11 +26,13 @@ def validity(
     conditionings: Sequence[Conditioning],
     rows: Sequence[Mapping[str, Any]],
     touches: int,
+    adapters: Mapping[str, int] | None,
 ) -> dict[str, Any]:
     """The `checks` of a summary.
 
     `splits` are the examples of a run by name, `conditionings` and `rows` (as in predictions.jsonl) those of the
-    `measured` split, `touches` how often it has been measured with this config. Shares are of the measured examples.
+    `measured` split, `touches` how often it has been measured with this config, `adapters` what canary.py found. Shares
+    are of the measured examples.
     """
     names = list(splits)
     pairs = [(a, b) for i, b in enumerate(names) for a in names[:i]]
@@ -42,6 +44,7 @@ def validity(
         "truncated": sum(row["truncated"] for row in rows) / n,
         "unread": sum(row["prediction"] is None and not row["truncated"] for row in rows) / n,
         "times_measured": touches,
+        "adapters": adapters,
     }
 
 
@@ -111,6 +114,12 @@ def remarks(checks: Mapping[str, Any], measured: str, n: int) -> list[str]:
         )
     if checks["unread"] >= MANY_UNREAD:
         said.append(f"In {checks['unread']:.0%} of the answers the grader found nothing to grade (wrong format).")
+    adapters = checks["adapters"]
+    if adapters and adapters["without_effect"]:
+        said.append(
+            f"{adapters['without_effect']} of {adapters['examples']} answers began the same without their adapters, to "
+            "the last log-probability: what is reported there is the base model."
+        )
     if checks["times_measured"] > 1:
         said.append(
             f"The {measured} split has been measured {checks['times_measured']} times with this config in this folder."

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cotune import noise
+from cotune import canary, noise
 from cotune.bench import Bench, ignore
 from cotune.checks import remarks, validity
 from cotune.config import RunConfig
@@ -277,8 +277,9 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
             crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
         repeated = noise.measure(task, evaluation, sampling, measure, config.noise_examples)
+        adapters = canary.measure(evaluation, sampling, measure)
     splits = {"train": data.train, "val": data.val} | {config.measured: measured}
-    checks = validity(splits, config.measured, ours, rows, touches)
+    checks = validity(splits, config.measured, ours, rows, touches, adapters)
     events = read_rows(folder.path / "events.jsonl")
     stopped = dict.fromkeys(str(event["message"]) for event in events if event["kind"] == "budget")
     cost, serving = ledger.report(), per_example(parts, len(measured)) | {"parameters": tuned.sizes() or None}

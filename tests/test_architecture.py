@@ -37,6 +37,7 @@ RANK = {
     "bench": 6,
     "evaluate": 7,
     "noise": 8,
+    "canary": 8,
     "training": 8,
     "search": 8,
     "metatuned": 8,

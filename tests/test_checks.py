@@ -40,7 +40,7 @@ def test_near_means_half_of_the_runs_of_words() -> None:
 
 def copying(prompts: list[Prompt], test: list[Example], val: list[Example]) -> dict[str, int]:
     conditionings = [Conditioning(p) for p in prompts]
-    checks = validity({"train": [], "val": val, "test": test}, "test", conditionings, [row()] * len(test), 1)
+    checks = validity({"train": [], "val": val, "test": test}, "test", conditionings, [row()] * len(test), 1, None)
     found: dict[str, int] = checks["prompts_copying"]
     return found
 
@@ -68,16 +68,18 @@ def test_remarks_name_what_matters_and_nothing_else() -> None:
     test = [example(f"t{i}", text(i * 20)) for i in range(10)]
     splits = {"train": [], "val": [], "test": test}
     plain = [Conditioning(Prompt("Answer."))] * 10
-    assert remarks(validity(splits, "test", plain, [row()] * 9 + [row(None)] * 0 + [row()], 1), "test", 10) == []
+    assert remarks(validity(splits, "test", plain, [row()] * 9 + [row(None)] * 0 + [row()], 1, None), "test", 10) == []
     splits = {"train": [example("a", text(0))], "val": [], "test": test}
     copies = [Conditioning(Prompt(text(20)))] * 10
-    checks = validity(splits, "test", copies, [row(None, truncated=True)] + [row(None)] * 2 + [row()] * 7, 2)
+    dead = {"examples": 16, "without_effect": 3}
+    checks = validity(splits, "test", copies, [row(None, truncated=True)] + [row(None)] * 2 + [row()] * 7, 2, dead)
     assert checks == {
         "near_duplicates": {"val in train": 0, "test in train": 1, "test in val": 0},
         "prompts_copying": {"val": 0, "test": 1},
         "truncated": 0.1,
         "unread": 0.2,
         "times_measured": 2,
+        "adapters": dead,
     }
     said = remarks(checks, "test", 10)
     starts = (
@@ -87,8 +89,9 @@ def test_remarks_name_what_matters_and_nothing_else() -> None:
     )
     assert all(sentence.startswith(start) for sentence, start in zip(said, starts, strict=False))
     assert "In 20% of the answers the grader found nothing" in said[3]
-    assert said[4] == "The test split has been measured 2 times with this config in this folder."
-    assert len(said) == 5
+    assert said[4].startswith("3 of 16 answers began the same without their adapters")
+    assert said[5] == "The test split has been measured 2 times with this config in this folder."
+    assert len(said) == 6
 
 
 def test_measuring_is_counted_beside_the_runs(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {
     "check_near_duplicates": ("near duplicates", COUNT, 0),
     "check_prompts_copying_val": ("prompts with val text", COUNT, 0),
     "check_prompts_copying_test": ("prompts with test text", COUNT, 0),
+    "check_dead_adapters": ("dead adapters %", SHARE, 0),
     "check_times_measured": ("times measured", COUNT, 1),
     "check_grades_differ": ("grades that differ again %", SHARE, 0),
 }
@@ -52,6 +53,7 @@ _READ: dict[str, Callable[[Mapping[str, Any], Run], Any]] = {
     "check_near_duplicates": _near_duplicates,
     "check_prompts_copying_val": lambda checks, _: checks["prompts_copying"]["val"],
     "check_prompts_copying_test": lambda checks, _: checks["prompts_copying"]["test"],
+    "check_dead_adapters": lambda checks, _: checks["adapters"]["without_effect"] / checks["adapters"]["examples"],
     "check_times_measured": lambda checks, _: checks["times_measured"],
     "check_grades_differ": _grades_differ,
 }

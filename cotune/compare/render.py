@@ -85,9 +85,11 @@ def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
         tested = tuple((row.strategy, *_tested(row.difference)) for row in group.rows if row.difference)
         if tested:
             out.append(Sheet(f"{title} · tests", (f"against {group.baseline}", *_TESTED), tested, ()))
-        spreads = tuple(cells for row in group.rows if (cells := _spread(row)))
+        drawn = any(row.score and row.score.bootstrap for row in group.rows)
+        spreads = tuple(cells for row in group.rows if (cells := _spread(row, drawn)))
         if spreads:
-            out.append(Sheet(f"{title} · spread", _SPREAD, spreads, ()))
+            names = (*_SPREAD, *((f"{_BOOTSTRAP} %", f"Δ, {_BOOTSTRAP} %") if drawn else ()))
+            out.append(Sheet(f"{title} · spread", names, spreads, ()))
         done = [row for row in group.rows if row.status == "done"]
         if done:
             limited = any(budget_used(row) is not None for row in done)
@@ -184,13 +186,24 @@ def _tested(tested: Finding | None) -> tuple[str, ...]:
 _SPREAD = ("spread, points", "runs", "between seeds (SD)", "examples (SE)", "engine noise (SD)")
 
 
-def _spread(row: Row) -> tuple[str, ...]:
+_BOOTSTRAP = "95% by bootstrap"
+
+
+def _spread(row: Row, drawn: bool) -> tuple[str, ...]:
     """Empty for a row with nothing to tell beyond its interval."""
     parts = spread(row)
     if not parts or (len(row.runs) < 2 and parts.engine is None):
         return ()
     shown = ("" if value is None else f"{100 * value:.2f}" for value in (parts.seeds, parts.examples, parts.engine))
-    return (row.strategy, str(len(row.runs)), *shown)
+    ends = (_bootstrap(row.score), _bootstrap(row.difference.estimate if row.difference else None)) if drawn else ()
+    return (row.strategy, str(len(row.runs)), *shown, *ends)
+
+
+def _bootstrap(value: Estimate | None) -> str:
+    if value is None or value.bootstrap is None:
+        return ""
+    low, high = value.bootstrap
+    return f"{100 * low:z.1f} to {100 * high:z.1f}"
 
 
 def _costs(row: Row, limited: bool) -> tuple[str, ...]:

@@ -25,20 +25,25 @@ POWER = 0.8
 RESAMPLES = 1999  # of the bootstrap: the 2.5% quantiles are its 50th smallest and largest values
 FLIPS = 9999  # of the sign-flip test: its p is at least 1 / 10,000
 EXACT_FLIPS = 13  # up to so many differences that are not 0, all 2^m sign patterns are counted
-_SEED = 20260101
+SEED = 20260101
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` examples. What cannot be estimated from so few or such equal numbers is None."""
+    """A mean over `n` examples. What cannot be estimated from so few or such equal numbers is None.
+
+    `bootstrap`, where several seeds went into it: the ends of `crossed.hierarchical_bootstrap`, to look at beside
+    `low` and `high`.
+    """
 
     mean: float
     low: float | None
     high: float | None
     standard_error: float | None
     n: int
+    bootstrap: tuple[float, float] | None = None
 
     @property
     def excludes_zero(self) -> bool:
@@ -275,7 +280,7 @@ def bootstrap_t(values: Floats, confidence: float = CONFIDENCE) -> tuple[float, 
     if not error:
         return None
     whole = _whole(values)
-    sums = _resampled(n) @ np.stack([whole, whole * whole], axis=1)
+    sums = resampled(n) @ np.stack([whole, whole * whole], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         means = sums[:, 0] / n
         errors = np.sqrt(np.maximum(sums[:, 1] / n - means**2, 0.0) / (n - 1))
@@ -301,7 +306,7 @@ def sign_flip(differences: Floats) -> float:
     if m <= EXACT_FLIPS:
         patterns = (np.arange(2**m)[:, None] >> np.arange(m)) & 1
         return float((np.abs((2 * patterns - 1) @ whole) >= observed).mean())
-    random = np.random.Generator(np.random.PCG64([_SEED, m]))
+    random = np.random.Generator(np.random.PCG64([SEED, m]))
     at_least, left = 1, FLIPS
     while left:
         rows = min(left, 1024)
@@ -322,9 +327,9 @@ def _whole(values: Floats) -> Floats:
 
 
 @lru_cache(maxsize=2)
-def _resampled(n: int) -> Floats:
+def resampled(n: int) -> Floats:
     """How often each of `n` examples is in each resample, [RESAMPLES, n]. The same for all columns of n examples."""
-    random = np.random.Generator(np.random.PCG64([_SEED, n]))
+    random = np.random.Generator(np.random.PCG64([SEED, n]))
     counts = np.empty((RESAMPLES, n))
     for row in counts:
         row[:] = np.bincount(random.integers(0, n, n), minlength=n)

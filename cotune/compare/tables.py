@@ -413,6 +413,7 @@ def record(group: Group, row: Row) -> dict[str, Any]:
         "score": score and score.mean,
         "score_low": score and score.low,
         "score_high": score and score.high,
+        **_bootstrap_record("score", score),
         "score_least_run": least,
         "score_most_run": most,
         "standard_error": score and score.standard_error,
@@ -466,11 +467,12 @@ def overall_record(over: Overall) -> dict[str, Any]:
 
 def tested_record(name: str, tested: Finding | None, sentence: str) -> dict[str, Any]:
     """The columns of one difference or interaction, under its name."""
-    e = tested and tested.estimate
+    e = tested.estimate if tested else None
     return {
         name: e and e.mean,
         f"{name}_low": e and e.low,
         f"{name}_high": e and e.high,
+        **_bootstrap_record(name, e),
         f"{name}_excludes_zero": e and e.excludes_zero,
         f"{name}_test": tested and tested.test,
         f"{name}_p": tested and tested.p,
@@ -482,3 +484,8 @@ def tested_record(name: str, tested: Finding | None, sentence: str) -> dict[str,
         f"{name}_effect_name": (tested and tested.effect_name) or None,
         f"{name}_sentence": sentence or None,
     }
+
+
+def _bootstrap_record(name: str, value: Estimate | None) -> dict[str, Any]:
+    low, high = (value and value.bootstrap) or (None, None)
+    return {f"{name}_bootstrap_low": low, f"{name}_bootstrap_high": high}

@@ -26,6 +26,7 @@ def checks(**found: Any) -> dict[str, Any]:
         "truncated": 0.0,
         "unread": 0.0,
         "times_measured": 1,
+        "adapters": None,
     }
     return {"checks": fine | found, "noise": {"promised": True}}
 
@@ -40,14 +41,26 @@ def test_only_what_is_worth_a_word_is_shown_and_the_worst_seed_counts(tmp_path: 
     write_run(tmp_path, "zero-shot", SCORES)  # of an older version: no checks at all
     write_run(tmp_path, "prompt-only", SCORES, more=checks(prompts_copying={"val": 0, "test": 2}, times_measured=3))
     for seed, (cut, near) in enumerate([(0.125, 0), (0.25, 4), (0.0, 1)]):
-        found = checks(truncated=cut, near_duplicates={"val in train": 9, "test in train": near, "test in val": 2})
+        adapters = {"examples": 16, "without_effect": 4 * seed}
+        found = checks(
+            adapters=adapters,
+            truncated=cut,
+            near_duplicates={"val in train": 9, "test in train": near, "test in val": 2},
+        )
         write_run(tmp_path, "joint", SCORES, seed=seed, more=found)
     table = lines_of(tmp_path, "· checks")
     assert table == [
-        ["checks, worst of the runs", "cut off %", "near duplicates", "prompts with test text", "times measured"],
+        [
+            "checks, worst of the runs",
+            "cut off %",
+            "near duplicates",
+            "prompts with test text",
+            "dead adapters %",
+            "times measured",
+        ],
         ["zero-shot"],
         ["prompt-only", "0.0", "0", "2", "3"],
-        ["joint", "25.0", "4", "0", "1"],
+        ["joint", "25.0", "4", "0", "50.0", "1"],
     ]
     groups = compare([tmp_path])
     for text in (as_markdown(groups), as_latex(groups).replace(r"\%", "%")):
@@ -63,10 +76,11 @@ def test_only_what_is_worth_a_word_is_shown_and_the_worst_seed_counts(tmp_path: 
         "near_duplicates": 4.0,
         "prompts_copying_val": 0.0,
         "prompts_copying_test": 0.0,
+        "dead_adapters": 0.5,
         "times_measured": 1.0,
         "grades_differ": 0.0,
     }
-    assert ",0.25,0.0,4.0,0.0,0.0,1.0,0.0," in as_csv(groups)
+    assert ",0.25,0.0,4.0,0.0,0.0,0.5,1.0,0.0," in as_csv(groups)
 
 
 def test_nothing_found_is_one_line_and_nothing_known_is_none(tmp_path: Path) -> None:

@@ -165,12 +165,13 @@ def test_escapes_of_single_characters() -> None:
 
 
 TESTED = [
-    "", "_low", "_high", "_excludes_zero", "_test", "_p", "_p_exact", "_p_holm", "_significant", "_detectable",
-    "_effect", "_effect_name", "_sentence",
+    "", "_low", "_high", "_bootstrap_low", "_bootstrap_high", "_excludes_zero", "_test", "_p", "_p_exact", "_p_holm",
+    "_significant", "_detectable", "_effect", "_effect_name", "_sentence",
 ]  # fmt: skip
 ROW = [
     "task", "model", "engine", "strategy", "status", "runs", "seeds", "n", "metric",
-    "score", "score_low", "score_high", "score_least_run", "score_most_run", "standard_error",
+    "score", "score_low", "score_high", "score_bootstrap_low", "score_bootstrap_high",
+    "score_least_run", "score_most_run", "standard_error",
     "seed_sd", "example_se", "engine_sd", "baseline", *(f"difference{end}" for end in TESTED),
     "cell_seed_base", "cell_tuned_base", "cell_seed_tuned", "cell_tuned_tuned",
     *(f"interaction{end}" for end in TESTED),
@@ -178,7 +179,8 @@ ROW = [
     "budget_used", "peak_memory_bytes", "serving_prompts_flops", "serving_prompts_seconds", "serving_adapters_flops",
     "serving_adapters_seconds", "serving_answers_flops", "serving_answers_seconds", "serving_flops", "serving_seconds",
     "correct", "wrong", "truncated", "errored", "check_truncated", "check_unread", "check_near_duplicates",
-    "check_prompts_copying_val", "check_prompts_copying_test", "check_times_measured", "check_grades_differ", "mixed",
+    "check_prompts_copying_val", "check_prompts_copying_test",
+    "check_dead_adapters", "check_times_measured", "check_grades_differ", "mixed",
     "run_names", "reason",
 ]  # fmt: skip
 OVERALL = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from cotune.compare.crossed import (
     Variance,
     difference,
     estimate_score,
+    hierarchical_bootstrap,
     interaction,
     mean_variance,
     of_variance,
@@ -214,3 +216,23 @@ def test_what_could_be_seen_exists_wherever_there_is_variance(
 ) -> None:
     v = Variance(items, 9, between, within, freedom)
     assert (v.detectable is None) == (v.total == 0)
+
+
+def test_hierarchical_bootstrap_has_the_quantiles_of_all_equally_likely_draws() -> None:
+    ours, theirs = OURS[:3, :4] + RNG.random((3, 4)) / 4, THEIRS[:1, :4]
+    means = []
+    for items in itertools.product(range(4), repeat=4):
+        drawn, base = ours[:, items].mean(axis=1), theirs[:, items].mean()
+        means += [np.mean(seeds) - base for seeds in itertools.product(drawn, repeat=3)]
+    low, high = hierarchical_bootstrap(Arm(ours), Arm(theirs, tunes_nothing=True))
+    for end, share in ((low, 0.025), (high, 0.975)):  # 1,999 of the 6,912 draws: a standard error of 0.35 points
+        assert np.quantile(means, share - 0.012) <= end <= np.quantile(means, share + 0.012)
+
+
+def test_hierarchical_bootstrap_is_shown_where_seeds_can_be_drawn_again() -> None:
+    assert difference(Arm(OURS), Arm(THEIRS)).estimate.bootstrap == hierarchical_bootstrap(Arm(OURS), Arm(THEIRS))
+    assert estimate_score(Arm(OURS)).bootstrap == hierarchical_bootstrap(Arm(OURS))
+    assert interaction(Arm(OURS)).estimate.bootstrap == hierarchical_bootstrap(Arm(OURS))
+    for few in (Arm(OURS[:1]), Arm(OURS[:2]), Arm(np.tile(OURS[0], (3, 1)))):
+        assert hierarchical_bootstrap(few) is None
+        assert estimate_score(few).bootstrap is None

@@ -1,4 +1,4 @@
-"""Scores drawn from a world whose true means are known, and a plain crossed bootstrap to measure others against."""
+"""Scores drawn from a world whose true means are known."""
 
 from __future__ import annotations
 
@@ -44,15 +44,3 @@ def fractions(rng: np.random.Generator, n: int, shift: float) -> tuple[Floats, F
     ease[0] += shift
     scores = np.clip(1.6 * ndtr(1.5 * ease) - 0.3, 0, 1)
     return scores[0], scores[1]
-
-
-def bootstrap_ends(rng: np.random.Generator, ours: Floats, theirs: Floats, resamples: int) -> tuple[float, float]:
-    """Percentile interval of the difference; seeds (of each side) and examples (of both alike) drawn again."""
-    n = ours.shape[1]
-    drawn = np.empty(resamples)
-    for i in range(resamples):
-        items = rng.integers(0, n, n)
-        a = ours[rng.integers(0, len(ours), len(ours))][:, items].mean()
-        drawn[i] = a - theirs[rng.integers(0, len(theirs), len(theirs))][:, items].mean()
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
