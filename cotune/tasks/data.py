@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,19 @@ class _Split:
 
 def _read(task: Task, source: str | Path | None, split: str, limit: int | None) -> _Split | None:
     """One split of the source, parsed; None when the source has no such split."""
-    rows = _rows(task, source, split, limit)
-    if rows is None:
-        return None
+    if source is None and hasattr(task, "generate_rows"):
+        return _generated(type(task), split, max(limit or 0, GENERATED[split]))
+    rows = _rows(task, source, split)
+    return None if rows is None else _parsed(task, rows, split)
+
+
+@lru_cache(maxsize=16)  # a study plans and runs hundreds of configs on the same generated rows
+def _generated(kind: Callable[[], Task], split: str, count: int) -> _Split:
+    task: Any = kind()
+    return _parsed(task, task.generate_rows(split, count, FIXED_SEED), split)
+
+
+def _parsed(task: Task, rows: Iterable[Row], split: str) -> _Split:
     examples: dict[str, Example] = {}
     unusable: list[tuple[str, str]] = []
     ids: set[str] = set()
@@ -233,14 +244,10 @@ def _read(task: Task, source: str | Path | None, split: str, limit: int | None) 
     return _Split(kept, tuple(repeated), report)
 
 
-def _rows(task: Task, source: str | Path | None, split: str, limit: int | None) -> Iterable[Row] | None:
+def _rows(task: Task, source: str | Path | None, split: str) -> Iterable[Row] | None:
     if source is not None:
         path = split_file(Path(source), task.name, split)
         return read_file(path, task.columns) if path else None
-    generate = getattr(task, "generate_rows", None)
-    if generate is not None:
-        generated: list[Row] = generate(split, max(limit or 0, GENERATED[split]), FIXED_SEED)
-        return generated
     if task.hub is None:
         raise DataError(f"The task {task.name} has no rows of its own; pass a folder with --data DIR.")
     return read_hub(task.hub, split, task.columns) if split in task.hub.files else None
