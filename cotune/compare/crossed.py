@@ -211,8 +211,9 @@ def hierarchical_bootstrap(first: Arm, second: Arm | None = None) -> tuple[float
 
     Examples are drawn for both arms alike, seeds for each apart: the design is crossed, so each draw is of rows and of
     columns (Owen 2007, Annals of Applied Statistics 1:386-411). It takes the few seeds for all there are, so that its
-    coverage is too low (below 88% with three that matter, tests/compare/test_calibration.py); shown beside the
-    intervals of `Variance`, it decides nothing. None when no arm has seeds whose spread can be estimated.
+    coverage is too low where they matter (below 88% with three, tests/compare/test_calibration.py), and draws what
+    differs by example and seed at once twice, so that it is a little wide where they do not. It stands beside the
+    intervals of `Variance` and decides nothing. None when no arm has seeds whose spread can be estimated.
     """
     arms = [first] if second is None else [first, second]
     if not any(arm.spread for arm in arms):

@@ -88,7 +88,7 @@ def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
         drawn = any(row.score and row.score.bootstrap for row in group.rows)
         spreads = tuple(cells for row in group.rows if (cells := _spread(row, drawn)))
         if spreads:
-            names = (*_SPREAD, *((f"{_BOOTSTRAP} %", f"Δ, {_BOOTSTRAP} %") if drawn else ()))
+            names = (*_SPREAD, *(("bootstrap 95%", "Δ, bootstrap 95%") if drawn else ()))
             out.append(Sheet(f"{title} · spread", names, spreads, ()))
         done = [row for row in group.rows if row.status == "done"]
         if done:
@@ -184,9 +184,6 @@ def _tested(tested: Finding | None) -> tuple[str, ...]:
 
 
 _SPREAD = ("spread, points", "runs", "between seeds (SD)", "examples (SE)", "engine noise (SD)")
-
-
-_BOOTSTRAP = "95% by bootstrap"
 
 
 def _spread(row: Row, drawn: bool) -> tuple[str, ...]:
