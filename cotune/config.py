@@ -149,24 +149,28 @@ class PromptConfig(Section):
 
     method: str = Field(
         "opro+bootstrap",
-        description="opro | bootstrap (BetterTogether) | opro+bootstrap | mipro | gepa (the last two are extras)",
+        description="opro | bootstrap (BetterTogether) | opro+bootstrap | cfpo | mipro | gepa (the last two are "
+        "extras)",
     )
     proposer: str = Field("self", description="self | edits | model:NAME | openai:BASE_URL#MODEL")
     rounds: Count = Field(
         6,
         description="how often the method repeats (ours; OPRO runs up to 200 steps): opro a round of candidates, "
-        "bootstrap a round of demonstration sets (paper: 1), mipro a round of trials, gepa a round of mutations",
+        "bootstrap a round of demonstration sets (paper: 1), mipro a round of trials, gepa a round of mutations, "
+        "cfpo a round of contents and one of formats in turn",
     )
     candidates: Positive = Field(
         8,
-        description="proposals per round (OPRO); mipro: instructions, and trials per round; gepa: mutations per round",
+        description="proposals per round (OPRO); mipro: instructions, and trials per round; gepa: mutations per round; "
+        "cfpo: contents, and formats after the round that tries all of them",
     )
     history: Positive = Field(20, description="earlier instructions shown to the proposer (OPRO)")
     exemplars: Count = Field(3, description="training questions shown to the proposer (OPRO)")
     temperature: float = Field(1.0, ge=0, le=5, description="of the proposer (OPRO)")
     max_characters: Positive | None = Field(
         None,
-        description="longer instructions are rejected; empty: 500 (OPRO), with gepa 4000 (ours: it collects advice)",
+        description="longer instructions are rejected; empty: 500 (OPRO), with gepa 4000 (ours: it collects advice), "
+        "with cfpo 2000 (ours: three parts and their layout)",
     )
     demonstrations: Count = Field(3, description="at most, per prompt (BetterTogether); 0: instructions alone")
     demonstration_sets: Count = Field(6, description="random sets tried (BetterTogether); 0: instructions alone")
@@ -178,7 +182,10 @@ class PromptConfig(Section):
     minibatch: Positive = Field(
         16, description="examples a candidate runs on at first, and a trial of mipro (ours; DSPy: 35)"
     )
-    reflection_minibatch: Positive = Field(3, description="examples that a mutation of gepa is told of (GEPA)")
+    reflection_minibatch: Positive = Field(
+        3, description="answers that a mutation of gepa (GEPA) or a diagnosis of cfpo (ours) is told of"
+    )
+    beam: Positive = Field(8, description="the best prompts, which a content round of cfpo rewrites (CFPO)")
     finalists: Positive = Field(4, description="candidates scored on the val examples (ours)")
 
     @field_validator("proposer")
@@ -189,7 +196,7 @@ class PromptConfig(Section):
     @property
     def longest(self) -> int:
         """Characters that an instruction may have."""
-        return self.max_characters or (4000 if self.method == "gepa" else 500)
+        return self.max_characters or {"gepa": 4000, "cfpo": 2000}.get(self.method, 500)
 
 
 # What a method's own paper says where it differs from the class defaults below. The number of samples is ours for all

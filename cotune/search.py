@@ -154,6 +154,10 @@ class PromptSearch:
         self._proposed += len(proposals)
         return admitted
 
+    def junk(self, proposal: Proposal) -> str | None:
+        """Why it may not be tried, or None; counts nothing."""
+        return self._reject(proposal)
+
     def knows(self, prompt: Prompt) -> bool:
         """Whether it was admitted before (or is the start)."""
         return prompt.digest in self._tried

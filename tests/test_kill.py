@@ -56,10 +56,11 @@ RESULTS = ("predictions.jsonl", "crossed.jsonl", "data.json", "tuned/tuned.json"
 
 
 def command(strategy: str, config: Path, out: Path) -> list[str]:
-    """`strategy` may name the method of its weights: lora-only/ppo."""
+    """`strategy` may name the method of its lever: lora-only/ppo."""
     name, _, method = strategy.partition("/")
     flags = ["--strategy", name, "--config", str(config), "--out", str(out), "--name", "run", "--quiet"]
-    flags += ["--set", f"weights.method={method}"] if method else []
+    section = "prompt" if name == "prompt-only" else "weights"
+    flags += ["--set", f"{section}.method={method}"] if method else []
     return [sys.executable, "-m", "cotune", "run", *flags]
 
 
@@ -67,8 +68,14 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("strategy", ["zero-shot", "prompt-only", "lora-only", "lora-only/ppo", "sequential", "joint"])
+PACKAGES = {"prompt-only/mipro": "optuna", "prompt-only/gepa": "gepa"}
+STRATEGIES = ["zero-shot", "prompt-only", "prompt-only/cfpo", *PACKAGES, "lora-only", "lora-only/ppo", "sequential"]
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, "joint"])
 def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path) -> None:
+    if strategy in PACKAGES:
+        pytest.importorskip(PACKAGES[strategy])
     config = tmp_path / "small.toml"
     config.write_text(SMALL)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

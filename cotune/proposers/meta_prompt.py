@@ -59,10 +59,14 @@ class MetaPrompt:
             )
         parts.append(
             "Write one instruction that differs from all of the above and should score higher. Keep it concise, let "
-            "it apply to every question of the task, and do not repeat the questions. "
-            f"Put it between {_OPEN} and {_CLOSE}."
+            f"it apply to every question of the task, and do not repeat the questions. {asks_for_tags()}"
         )
         return [{"role": "user", "content": "\n\n".join(parts)}]
+
+
+def asks_for_tags() -> str:
+    """The sentence that makes a reply readable for `read_reply`."""
+    return f"Put it between {_OPEN} and {_CLOSE}."
 
 
 def read_reply(text: str, truncated: bool, origin: str, best: Prompt) -> Proposal:

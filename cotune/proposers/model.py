@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from cotune.bench import Bench
 from cotune.engines.base import Engine, Request, Sampling
@@ -24,6 +25,9 @@ class ModelWriter:
     engine: Engine
     temperature: float
     limit: int
+
+    def at(self, temperature: float) -> Self:
+        return replace(self, temperature=temperature)
 
     @property
     def _new_tokens(self) -> int:

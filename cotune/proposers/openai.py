@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from cotune.bench import Bench
 from cotune.errors import CotuneError
@@ -36,6 +36,9 @@ class ServerWriter:
     @property
     def name(self) -> str:
         return f"openai:{self.model}"
+
+    def at(self, temperature: float) -> Self:
+        return replace(self, temperature=temperature)
 
     def fits(self, messages: Sequence[Message]) -> bool:
         return True  # nobody knows before the server is asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from cotune.bench import Bench
 from cotune.tasks.base import Message
@@ -25,6 +25,9 @@ class Writer(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def at(self, temperature: float) -> Self:
+        """The same writer at another temperature."""
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether the messages leave room for a reply, as far as it is known."""

@@ -270,7 +270,7 @@ def test_zero_shot_with_predict_export_show_and_compare(server: ChatServer, tmp_
     ("method", "proposer"),
     [("opro+bootstrap", "self"), ("opro+bootstrap", "edits"), ("opro+bootstrap", "openai")]
     + [(method, "self") for method in ("opro", "bootstrap", "mipro")]
-    + [("gepa", proposer) for proposer in ("self", "edits", "openai")],
+    + [(method, proposer) for method in ("cfpo", "gepa") for proposer in ("self", "edits", "openai")],
 )
 def test_prompt_only_with_every_method_and_proposer(
     server: ChatServer, tmp_path: Path, method: str, proposer: str
@@ -281,7 +281,9 @@ def test_prompt_only_with_every_method_and_proposer(
     def answer(body: Body) -> Any:
         if "write a new instruction for the assistant" in content(body):
             return reply_of(f"```\nCount to {body.get('seed', 1)}, {SECRET}.\n```")
-        if "new instruction" in content(body):
+        if "PART: CHANGE" in content(body):
+            return reply_of(f"details: count to {body.get('seed', 1)}")
+        if "new instruction" in content(body) or "Rewrite its part" in content(body):
             return reply_of(f"<instruction>Count to {body.get('seed', 1)}, {SECRET}.</instruction>")
         right = re.search("seed|Count|think|step", str(body["messages"][0]["content"]))
         return reply_of("#### 2" if right else "?")

@@ -20,7 +20,8 @@ from cotune.errors import UsageError
 from cotune.models.base import BaseModel, load
 from cotune.strategies.base import Fixed, Workload
 from cotune.strategies.prompt_methods import METHODS
-from cotune.strategies.prompt_methods.gepa import feedback
+from cotune.strategies.prompt_methods.formats import RENDERERS
+from cotune.strategies.prompt_methods.told import feedback
 from cotune.strategies.prompt_only import PromptOnly
 from cotune.values import Event, Grade, Outcome, Prompt
 
@@ -61,7 +62,8 @@ def strategy(name: str, **changes: Any) -> PromptOnly:
 
 
 def asks_for_a_prompt(rendered: str) -> bool:
-    return "Write a new instruction" in rendered or "write a new instruction for the assistant" in rendered
+    frames = ("Write a new instruction", "write a new instruction for the assistant", "put before every question of a")
+    return any(frame in rendered for frame in frames)
 
 
 def bandit(rates: Any) -> FakeEngine:
@@ -72,6 +74,8 @@ def bandit(rates: Any) -> FakeEngine:
         if not asks_for_a_prompt(rendered):
             return says(rendered, adapter, sample)
         arm = list(ARMS)[zlib.crc32(f"{rendered}{sample}".encode()) % len(ARMS)]
+        if "PART: CHANGE" in rendered:
+            return f"Some thoughts.\ntask: say {arm}"
         return f"<instruction>{arm}</instruction>" if "<instruction>" in rendered else f"```\n{arm}\n```"
 
     return FakeEngine(answer, batch_size=8)
@@ -128,6 +132,24 @@ def test_the_best_pair_of_a_bandit_is_found(base: BaseModel, name: str, record_p
     assert isinstance(tuned, Fixed)
     assert (tuned.prompt.instruction, len(tuned.prompt.demonstrations)) == (BEST_ARM, 1)
     exhaustive = (len(ARMS) + 1) * 5 * DRIVING
+    record_property("rollouts / exhaustive", rollouts(engine, given) / exhaustive)
+    assert rollouts(engine, given) < exhaustive
+
+
+def test_the_best_content_and_the_best_format_of_a_bandit_are_found(base: BaseModel, record_property: Any) -> None:
+    """Arms times formats: two of three points from what the instruction says, one from its look."""
+
+    def rates(rendered: str, _: str | None) -> float:
+        said = [p for arm, p in ARMS.items() if arm in instruction_of(rendered)]
+        return 0.6 * max(said, default=0.15) + 0.3 * instruction_of(rendered).startswith("<task>")
+
+    engine, given = bandit(rates), problem(base, 96, 20)
+    small = strategy("cfpo", rounds=6, candidates=10, demonstrations=0)
+    tuned = small.tune(START, given, bench(base, engine, events=(events := [])))
+    assert isinstance(tuned, Fixed)
+    assert tuned.prompt == Prompt(f"<task>\n{BEST_ARM}\n</task>")
+    assert {c["origin"].split(":")[0] for c in of_kind(events, "candidate") if c["round"] in (2, 4)} == {"format"}
+    exhaustive = (len(ARMS) + 1) * len(RENDERERS) * DRIVING  # one sentence looks alike in every style
     record_property("rollouts / exhaustive", rollouts(engine, given) / exhaustive)
     assert rollouts(engine, given) < exhaustive
 
@@ -197,7 +219,7 @@ SAYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("said", sorted(SAYS))
-@pytest.mark.parametrize("name", [method(n) for n in ("opro", "opro+bootstrap", "mipro", "gepa")])
+@pytest.mark.parametrize("name", [method(n) for n in ("opro", "opro+bootstrap", "cfpo", "mipro", "gepa")])
 def test_a_useless_proposer_is_counted_and_told_and_the_search_goes_on(base: BaseModel, name: str, said: str) -> None:
     text, reason = SAYS[said]
     says = answering(lambda *_: 0.5)
@@ -211,13 +233,14 @@ def test_a_useless_proposer_is_counted_and_told_and_the_search_goes_on(base: Bas
 
     engine, events = FakeEngine(answer, batch_size=8), list[Event]()
     demonstrations = 0 if name != "opro+bootstrap" else 1
-    chosen = strategy(name, rounds=2, demonstrations=demonstrations).tune(
+    few = 4 if name == "cfpo" else 2  # half of them are rounds of formats, which ask nobody
+    chosen = strategy(name, rounds=few, demonstrations=demonstrations).tune(
         START, problem(base), bench(base, engine, events=events)
     )
     rounds = of_kind(events, "round")
     assert sum(r["rejected"].get(reason, 0) for r in rounds) >= 6
     [told] = [warnings([{"kind": e.kind, **e.data} for e in events])]
-    if demonstrations:
+    if demonstrations or name == "cfpo":
         assert told == [] and isinstance(chosen, Fixed)
     else:
         assert chosen == START

@@ -7,5 +7,6 @@ METHODS = {
     "bootstrap": "cotune.strategies.prompt_methods.bootstrap:Bootstrap",
     "opro+bootstrap": "cotune.strategies.prompt_methods.opro_bootstrap:OproBootstrap",
     "mipro": "cotune.strategies.prompt_methods.mipro:Mipro",
+    "cfpo": "cotune.strategies.prompt_methods.cfpo:Cfpo",
     "gepa": "cotune.strategies.prompt_methods.gepa:Gepa",
 }

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from cotune.config import RunConfig
-from cotune.evaluate import evaluate
 from cotune.proposers import Proposing
 from cotune.proposers.edits import EditProposer
 from cotune.proposers.instructions import no_room
@@ -21,7 +20,8 @@ from cotune.proposers.writing import Writer
 from cotune.search import Proposal, Scored
 from cotune.strategies.base import Work, Workload
 from cotune.strategies.prompt_methods.base import Finalist, Ground, needs
-from cotune.values import Completion, Conditioning, Example, Grade, Outcome, Prompt
+from cotune.strategies.prompt_methods.told import answered, feedback
+from cotune.values import Prompt
 
 _PART = "instruction"  # the one text of a candidate
 
@@ -79,15 +79,6 @@ class Gepa:
         return ground.finalists()
 
 
-@dataclass(frozen=True)
-class _Told:
-    """An answer to a teaching example, as a reflection is told of it."""
-
-    example: Example
-    completion: Completion
-    grade: Grade
-
-
 class _Adapter:
     """What the package calls (its GEPAAdapter and GEPACallback): evaluation, feedback, new texts, when to stop.
 
@@ -124,11 +115,8 @@ class _Adapter:
             if new:
                 search.report(prompt, dropped=False)
             return EvaluationBatch(outputs=[None] * len(batch), scores=search.board.scores(prompt))
-        conditionings = [Conditioning(prompt, self._ground.adapter)] * len(batch)
-        ground = self._ground
-        done = evaluate(ground.task, batch, conditionings, ground.sampling, ground.bench, label="search")
-        told = [_Told(*row) for row in zip(done.examples, done.completions, done.grades, strict=True)]
-        scores = [g.score for g in done.grades]
+        told = answered(self._ground, prompt, batch)
+        scores = [t.grade.score for t in told]
         if not search.board.scores(prompt):
             self._child = (prompt, scores)
         return EvaluationBatch(outputs=[None] * len(batch), scores=scores, trajectories=told)
@@ -190,15 +178,6 @@ class _Adapter:
         if self._child:
             prompt, scores = self._child
             self._ground.search.report(prompt, dropped=True, scores=scores)
-
-
-def feedback(example: Example, grade: Grade) -> str:
-    """What a reflection is told of one answer: how it was graded, what was read from it, what is right."""
-    if grade.outcome is Outcome.CORRECT:
-        return "Correct."
-    read = f"The answer read from it is {grade.prediction!r}" if grade.prediction else "No answer can be read from it"
-    cut = " It was cut off at the length limit." if grade.outcome is Outcome.TRUNCATED else ""
-    return f"Wrong (score {grade.score:.2f}).{cut} {read}; the correct answer is {example.reference!r}."
 
 
 class _Silent:
