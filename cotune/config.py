@@ -149,15 +149,15 @@ class PromptConfig(Section):
 
     method: str = Field(
         "opro+bootstrap",
-        description="opro | bootstrap (BetterTogether) | opro+bootstrap | cfpo | mipro | gepa (the last two are "
-        "extras)",
+        description="opro | bootstrap (BetterTogether) | opro+bootstrap | cfpo | rlprompt | mipro | gepa (the last two "
+        "are extras)",
     )
     proposer: str = Field("self", description="self | edits | model:NAME | openai:BASE_URL#MODEL")
     rounds: Count = Field(
         6,
         description="how often the method repeats (ours; OPRO runs up to 200 steps): opro a round of candidates, "
         "bootstrap a round of demonstration sets (paper: 1), mipro a round of trials, gepa a round of mutations, "
-        "cfpo a round of contents and one of formats in turn",
+        "cfpo a round of contents and one of formats in turn, rlprompt rlprompt.steps steps of learning",
     )
     candidates: Positive = Field(
         8,
@@ -197,6 +197,22 @@ class PromptConfig(Section):
     def longest(self) -> int:
         """Characters that an instruction may have."""
         return self.max_characters or {"gepa": 4000, "cfpo": 2000}.get(self.method, 500)
+
+
+class RlpromptConfig(Section):
+    """prompt.method = "rlprompt": token prompts by soft Q-learning. Values are RLPrompt's (sheet 10) unless said."""
+
+    tokens: Positive = Field(5, description="of a prompt")
+    samples: int = Field(16, ge=2, description="prompts sampled in each step, with prompt.minibatch examples (ours)")
+    top_k: Positive = Field(256, description="a token is drawn among so many")
+    hidden: Positive = Field(2048, description="width of the trained network")
+    steps: Positive = Field(2000, description="in each of prompt.rounds rounds: with 6 of them the paper's 12,000")
+    try_every: Positive = Field(10, description="steps between greedy prompts, which are tried when the round ends")
+    learning_rate: Rate = 5e-5
+    max_grad_norm: Annotated[float, Field(gt=0)] = 5.0
+    polyak: Rate = Field(0.001, description="share of the network that goes into its target after each step")
+    reward_scale: Annotated[float, Field(gt=0)] = Field(5.0, description="reward of one standard deviation of score")
+    checkpoint_every: Positive = Field(50, description="steps (ours)")
 
 
 # What a method's own paper says where it differs from the class defaults below. The number of samples is ours for all
@@ -382,6 +398,7 @@ class RunConfig(Section):
     openai: OpenAIConfig = OpenAIConfig()
     budget: BudgetConfig = BudgetConfig()
     prompt: PromptConfig = PromptConfig()
+    rlprompt: RlpromptConfig = RlpromptConfig()
     weights: WeightsConfig = WeightsConfig()
     sequential: SequentialConfig = SequentialConfig()
     joint: JointConfig = JointConfig()

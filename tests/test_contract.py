@@ -49,6 +49,7 @@ SMALL: dict[str, Any] = {
         "minibatch": 3,
         "finalists": 2,
     },
+    "rlprompt": {"tokens": 2, "samples": 3, "hidden": 8, "steps": 3, "try_every": 2, "learning_rate": 1e-2},
     "weights": {
         "rank": 2,
         "alpha": 4.0,

@@ -33,6 +33,14 @@ choice_examples = 8
 minibatch = 4
 finalists = 2
 
+[rlprompt]
+tokens = 2
+samples = 4
+hidden = 16
+steps = 6
+try_every = 3
+checkpoint_every = 2
+
 [weights]
 rank = 2
 alpha = 4.0
@@ -69,10 +77,10 @@ def lines(path: Path) -> int:
 
 
 PACKAGES = {"prompt-only/mipro": "optuna", "prompt-only/gepa": "gepa"}
-STRATEGIES = ["zero-shot", "prompt-only", "prompt-only/cfpo", *PACKAGES, "lora-only", "lora-only/ppo", "sequential"]
+PROMPTS = ["prompt-only", "prompt-only/cfpo", "prompt-only/rlprompt", *PACKAGES]
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, "joint"])
+@pytest.mark.parametrize("strategy", ["zero-shot", *PROMPTS, "lora-only", "lora-only/ppo", "sequential", "joint"])
 def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path) -> None:
     if strategy in PACKAGES:
         pytest.importorskip(PACKAGES[strategy])

@@ -1,9 +1,10 @@
-"""The losses of the weight methods, one function for each equation; tensors in, tensors out.
+"""The losses of what is trained on scores, one function for each equation; tensors in, tensors out.
 
 Knows nothing of models, tokens, tasks or optimizers. Losses are per row or per token, so that sums over any split of a
 batch agree. Log-probabilities are in nats; those of the policy carry the gradient.
 
-Axes: B rows, C completion tokens (padded behind each row's end; `mask_BC` is 1 on tokens), G samples of one question.
+Axes: B rows, C completion tokens (padded behind each row's end; `mask_BC` is 1 on tokens), G samples of one question,
+T tokens of a prompt, A tokens that it may have.
 """
 
 from __future__ import annotations
@@ -117,3 +118,42 @@ def whitened(advantages_BC: Tensor, mask_BC: Tensor) -> Tensor:
     mean = (advantages_BC * mask_BC).sum() / tokens
     variance = ((advantages_BC - mean) ** 2 * mask_BC).sum() / tokens
     return (advantages_BC - mean) * (variance + 1e-8).rsqrt() * mask_BC
+
+
+def z_scored(scores_B: Tensor, scale: float) -> Tensor:
+    """rewards_B of RLPrompt: scale * (score - mean) / (std + 1e-4) over the prompts of one step (sheet 10, item 5).
+
+    Scores that are all alike give zeros. The standard deviation has B - 1 below it (ours; the sheet does not say).
+    """
+    return scale * (scores_B - scores_B.mean()) / (scores_B.std() + _TINY)
+
+
+def path_consistency(online_BTA: Tensor, target_BTA: Tensor, actions_BT: Tensor, rewards_B: Tensor) -> Tensor:
+    """loss_B of soft Q-learning by path consistency (RLPrompt, Deng et al. 2022; sheet 10, item 6: "v2_v2r_v3_v3r").
+
+    Logits are Q values, V_t = logsumexp_a Q_t(a), A_t = Q_t(a_t) - V_t = log pi(a_t). The reward r comes at the end.
+    The mean over t and over four squared residuals: with A online and V' of the target network,
+
+        single step   A_t - (V'_{t+1} - V'_t), at the last token A_T - (r - V'_T)
+        multi step    (A_t + ... + A_T) - (r - V'_t)
+
+    and the same two with the roles of the networks swapped. The target carries no gradient.
+    """
+    residuals = [
+        residual_BT
+        for policy_BTA, other_BTA in ((online_BTA, target_BTA.detach()), (target_BTA.detach(), online_BTA))
+        for residual_BT in _path_residuals(policy_BTA, other_BTA, actions_BT, rewards_B)
+    ]
+    return torch.stack([residual_BT.square().mean(1) for residual_BT in residuals]).mean(0)
+
+
+def _path_residuals(
+    policy_BTA: Tensor, other_BTA: Tensor, actions_BT: Tensor, rewards_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(single step [B, T], multi step [B, T]), with A of the policy and V of the other network."""
+    taken_BT = policy_BTA.gather(2, actions_BT[:, :, None]).squeeze(2)
+    advantages_BT = taken_BT - policy_BTA.logsumexp(2)
+    values_BT = other_BTA.logsumexp(2)
+    next_BT = torch.cat([values_BT[:, 1:], rewards_B[:, None]], 1)
+    to_come_BT = advantages_BT.flip(1).cumsum(1).flip(1)
+    return advantages_BT - (next_BT - values_BT), to_come_BT - (rewards_B[:, None] - values_BT)

@@ -68,7 +68,7 @@ class Filter:
             return "truncated"
         if not text.strip():
             return "empty"
-        if "\ufffd" in text or any(unicodedata.category(c) in _UNREADABLE for c in text if c not in "\n\t"):
+        if unreadable(text):
             return "unreadable"
         if len(text) > self._max_characters:
             return "too_long"
@@ -83,6 +83,11 @@ class Filter:
     def _copies(self, text: str) -> bool:
         runs = np.fromiter((hash(r) for r in word_runs(text)), dtype=np.int64)
         return bool(np.isin(runs, self._known).any())
+
+
+def unreadable(text: str) -> bool:
+    """Whether a character of it is broken, or none at all."""
+    return "\ufffd" in text or any(unicodedata.category(c) in _UNREADABLE for c in text if c not in "\n\t")
 
 
 def word_runs(text: str) -> Iterator[tuple[str, ...]]:

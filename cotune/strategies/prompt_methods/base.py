@@ -76,7 +76,7 @@ class PromptMethod(Protocol):
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        """Raises UsageError when a package that it needs is missing."""
+        """Raises UsageError when a package that it needs is missing, or the model's weights cannot be reached."""
 
     def plan(self, load: Workload, driving: int, teaching: int) -> list[Work]:
         """What `search` will do at most with so many examples that score and that teach."""
@@ -94,6 +94,16 @@ def needs(package: str, method: str) -> None:
         raise UsageError(
             f"prompt.method = {method!r} needs the package {package}: pip install 'cotune[{method}]', or choose "
             "another method."
+        )
+
+
+def needs_weights(config: RunConfig, method: str) -> None:
+    """Raises UsageError when the model is behind a server, for a method that reads or trains what is in it."""
+    if config.engine == "openai":
+        raise UsageError(
+            f"prompt.method = {method!r} learns from the model's own states, and {config.model} is a black box behind "
+            "a server. Take another method, for example --set prompt.method=cfpo, or --engine transformers with a "
+            "model that runs here."
         )
 
 
