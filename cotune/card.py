@@ -44,6 +44,11 @@ def card(run: Path, bundle: Bundle, task: Task, report: Mapping[str, Any], adapt
 def _what(bundle: Bundle, adapter: bool, joint: bool) -> str:
     model, task = _plain(bundle.model.name), _plain(bundle.task)
     made = f"What `cotune` tuned of {model} for {task} by the strategy {_plain(bundle.strategy)}"
+    if joint and not adapter:
+        return (
+            f"{made}: a generator that writes a prompt for every question (`generator/`), and its static "
+            "approximation, one prompt for all (`tuned.json`)."
+        )
     if joint:
         return (
             f"{made}: a generator that writes a prompt and makes a LoRA adapter for every question (`generator/`), and "

@@ -149,15 +149,16 @@ class PromptConfig(Section):
 
     method: str = Field(
         "opro+bootstrap",
-        description="opro | bootstrap (BetterTogether) | opro+bootstrap | cfpo | rlprompt | mipro | gepa (the last two "
-        "are extras)",
+        description="opro | bootstrap (BetterTogether) | opro+bootstrap | cfpo | rlprompt | bpo | mipro | gepa (the "
+        "last two are extras)",
     )
     proposer: str = Field("self", description="self | edits | model:NAME | openai:BASE_URL#MODEL")
     rounds: Count = Field(
         6,
         description="how often the method repeats (ours; OPRO runs up to 200 steps): opro a round of candidates, "
         "bootstrap a round of demonstration sets (paper: 1), mipro a round of trials, gepa a round of mutations, "
-        "cfpo a round of contents and one of formats in turn, rlprompt rlprompt.steps steps of learning",
+        "cfpo a round of contents and one of formats in turn, rlprompt rlprompt.steps steps of learning, "
+        "bpo a round of own completions to learn from",
     )
     candidates: Positive = Field(
         8,
@@ -213,6 +214,27 @@ class RlpromptConfig(Section):
     polyak: Rate = Field(0.001, description="share of the network that goes into its target after each step")
     reward_scale: Annotated[float, Field(gt=0)] = Field(5.0, description="reward of one standard deviation of score")
     checkpoint_every: Positive = Field(50, description="steps (ours)")
+
+
+class BpoConfig(Section):
+    """prompt.method = "bpo": a rewriter of the instruction for each question (BPO, sheet 10).
+
+    The rewriter is the generator; `joint.generator_training` and `joint.generator_rank` say what of it is trained.
+    """
+
+    samples: int = Field(8, ge=2, description="own completions of each teaching example, in each round (ours)")
+    temperature: float = Field(1.0, gt=0, le=5, description="of those samples (ours)")
+    proposer_temperature: float = Field(0.9, ge=0, le=5, description="of the proposer that improves instructions (BPO)")
+    max_prompt_tokens: Positive = Field(128, description="longest instruction that is written (ours)")
+    epochs: Positive = Field(3, description="passes over the improved instructions (BPO)")
+    learning_rate: Rate = Field(2e-4, description="ours, for LoRA; BPO has 2e-5 for all weights")
+    batch_size: Positive = Field(32, description="instructions per optimizer step (BPO: 4 on each of 8 GPUs)")
+    micro_batch_size: Positive = Field(4, description="of them per forward pass; the result does not depend on it")
+    warmup: float = Field(
+        0.1, ge=0, le=1, description="fraction of steps (BPO); linear, then cosine decay (BPO: linear)"
+    )
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="ours")
+    checkpoint_every: Positive = Field(50, description="optimizer steps (ours)")
 
 
 # What a method's own paper says where it differs from the class defaults below. The number of samples is ours for all
@@ -399,6 +421,7 @@ class RunConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     prompt: PromptConfig = PromptConfig()
     rlprompt: RlpromptConfig = RlpromptConfig()
+    bpo: BpoConfig = BpoConfig()
     weights: WeightsConfig = WeightsConfig()
     sequential: SequentialConfig = SequentialConfig()
     joint: JointConfig = JointConfig()

@@ -102,13 +102,14 @@ def open_any(folder: Path, place: Place | None = None, static: bool = False) -> 
 
 def _bundle(folder: Path, layer: Mapping[str, Any], static: bool) -> Opened:
     bundle = read_bundle(folder)
-    config = resolve(_settings(bundle), layer)
+    made = folder / GENERATOR
+    rewrites = made.is_dir() and bundle.strategy == "prompt-only"
+    config = resolve(_settings(bundle), {"prompt": {"method": "bpo", "proposer": "self"}} if rewrites else {}, layer)
     try:
         base = base_model(config, config.model)
     except UsageError as error:
         raise UsageError(f"{error} It is the base model of {folder}; --model says where it is now.") from error
     bundle.model.check(base, str(folder))
-    made = folder / GENERATOR
     opened = _load(bundle.run, config, base, made if made.is_dir() and not static else folder)
     if opened.generator is not None and bundle.generator is not None:
         bundle.generator.check(opened.generator, f"What writes the prompts of {folder}")

@@ -119,7 +119,9 @@ def _tuned(tuned: Mapping[str, Any] | None) -> list[str]:
         return ["nothing tuned was saved"]
     prompt = tuned.get("prompt")
     if not isinstance(prompt, Mapping):
-        return [f"tuned: {tuned.get('kind')}, a prompt and an adapter generated for each example"]
+        branches = tuned.get("branches")
+        off = isinstance(branches, Mapping) and branches.get("adapter") == "off"
+        return [f"tuned: {tuned.get('kind')}, a prompt{'' if off else ' and an adapter'} generated for each example"]
     lines = ["tuned prompt" + (" (with an adapter)" if tuned.get("adapter") else "")]
     lines += [f"  {line}" for line in str(prompt.get("instruction", "")).split("\n")]
     for demo in prompt.get("demonstrations") or ():

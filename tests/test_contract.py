@@ -146,7 +146,7 @@ def config(request: pytest.FixtureRequest, random_model_dir: Path, monkeypatch: 
     strategy, _, method = request.param.partition("/")
     layer: dict[str, Any] = {"strategy": strategy, "model": str(random_model_dir), "seed": 3}
     if method and strategy == "prompt-only":
-        layer["prompt"] = {"method": method}
+        layer["prompt"] = {"method": method} | ({"proposer": "self"} if method == "bpo" else {})  # it needs a writer
     elif method:
         layer["weights"] = {"method": method, "samples": 2, "updates": 2, "batch_size": 6, "epochs": 1}
         monkeypatch.setattr(type(make_task("micro-gsm8k")), "grade", by_chance)

@@ -30,7 +30,7 @@ _CANARY_TOKENS = 32
 _ROWS = 1024  # of one call: what a kill can lose
 _GIB = 1024**3
 _BATCHED_TOKENS = 8192
-_NO_ADAPTERS = ("zero-shot", "prompt-only")  # strategies that serve none
+_NO_ADAPTERS = ("zero-shot", "prompt-only")  # strategies that serve none (but for bpo)
 
 
 class VllmEngine:
@@ -99,9 +99,10 @@ class VllmEngine:
     @classmethod
     def from_config(cls, base: BaseModel, config: RunConfig) -> VllmEngine:
         ranks = (config.weights.rank, config.joint.rank, config.joint.generator_rank)
+        rewrites = config.strategy == "prompt-only" and config.prompt.method == "bpo"  # its rewriter is an adapter
         return cls(
             base,
-            max_rank=None if config.strategy in _NO_ADAPTERS else max(ranks),
+            max_rank=None if config.strategy in _NO_ADAPTERS and not rewrites else max(ranks),
             **config.vllm.model_dump(),
         )
 

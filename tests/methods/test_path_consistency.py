@@ -43,7 +43,7 @@ def test_the_loss_is_that_of_the_formula() -> None:
         assert float(found[b]) == pytest.approx(total / 4, rel=1e-12)
 
 
-def test_the_optimum_is_consistent_on_every_path_and_nothing_else_is() -> None:
+def test_the_optimum_is_consistent_on_every_path_and_what_is_shifted_from_it_is_not() -> None:
     best = optimal_q()
     assert objectives.path_consistency(best, best, PROMPTS, rewards()).abs().max() < 1e-24
     assert objectives.path_consistency(best + 0.1, best + 0.1, PROMPTS, rewards()).min() > 1e-3

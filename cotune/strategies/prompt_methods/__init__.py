@@ -7,6 +7,7 @@ METHODS = {
     "bootstrap": "cotune.strategies.prompt_methods.bootstrap:Bootstrap",
     "opro+bootstrap": "cotune.strategies.prompt_methods.opro_bootstrap:OproBootstrap",
     "rlprompt": "cotune.strategies.prompt_methods.rlprompt:Rlprompt",
+    "bpo": "cotune.strategies.prompt_methods.bpo:Bpo",
     "mipro": "cotune.strategies.prompt_methods.mipro:Mipro",
     "cfpo": "cotune.strategies.prompt_methods.cfpo:Cfpo",
     "gepa": "cotune.strategies.prompt_methods.gepa:Gepa",
