@@ -19,6 +19,7 @@ from cotune.config import RunConfig, resolve
 from cotune.engines.base import Request, Sampling
 from cotune.engines.fake import FakeEngine
 from cotune.engines.transformers_engine import TransformersEngine
+from cotune.engines.vllm_engine import VllmEngine
 from cotune.errors import UsageError
 from cotune.metatuned import MetaTuned
 from cotune.models.base import BaseModel, load, weights_digest
@@ -223,6 +224,16 @@ def test_nothing_answered_both_better_and_worse_is_told(base: BaseModel) -> None
     assert strategy().tune(START, problem(base), at) == START
     [told] = [w["message"] for w in of_kind(events, "warning")]
     assert "no example was answered both better and worse" in told
+
+
+def test_vllm_serves_the_rewriters_adapter(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cotune.engines.vllm_engine.find_spec", lambda _: "as if it were installed")
+
+    def largest(**prompt: Any) -> int | None:
+        return VllmEngine.from_config(base, config(prompt=prompt)).max_rank
+
+    assert largest() == 32  # of weights.rank, joint.rank and joint.generator_rank, whatever is served
+    assert largest(method="opro") is None
 
 
 def test_what_it_cannot_do_is_refused_with_the_way_out() -> None:

@@ -18,7 +18,7 @@ from cotune.models.base import BaseModel, load
 from cotune.strategies.base import Fixed
 from cotune.strategies.prompt_methods.formats import PLAIN, POOL, RENDERERS, Format, uct
 from cotune.strategies.prompt_only import PromptOnly
-from cotune.values import Event, Prompt
+from cotune.values import Demonstration, Event, Prompt
 
 START = Fixed(Prompt("Add the numbers."))
 PARTS = [("Task", "Add the numbers."), ("Output format", "Write steps. End with the sum.")]
@@ -124,6 +124,16 @@ def test_a_diagnosis_reads_wrong_answers_first_and_its_suggestions_reach_their_p
     wishes = [r.split("Rewrite its part ")[1].split(" Put it", 1)[0].split("\n\n")[0] for r in rewritings]
     assert wishes[:3] == ["details with this change: carry", "output with this change: end", "task with this change: f"]
     assert {c["origin"] for c in of_kind(events, "candidate")} == {"start", "self:diagnosed", "self:rewritten"}
+
+
+def test_without_demonstrations_those_of_the_start_prompt_stay(base: BaseModel) -> None:
+    engine = FakeEngine(answering(lambda *_: 0.5), batch_size=8)
+    shown = (Demonstration("What is 1 + 1 ?", "1 + 1 = 2"),)
+    start, events = Fixed(Prompt("Add the numbers.", shown)), list[Event]()
+    cfpo(proposer="edits", rounds=3, candidates=6, demonstrations=0).tune(
+        start, problem(base), bench(base, engine, events=events)
+    )
+    assert {c["demonstrations"] for c in of_kind(events, "candidate")} == {1}
 
 
 def test_what_cannot_be_read_in_a_short_context_is_said(base: BaseModel) -> None:

@@ -245,7 +245,9 @@ class _Search:
     def _other_examples(self, draft: Draft, rng: random.Random) -> Draft:
         """One worked example more, less, or another one in the place of one."""
         task, shown, most = self._ground.task, list(draft.demonstrations), self._settings.demonstrations
-        known = [demonstration(task, trace) for trace in gold(task, self._ground.teaching)] if most else []
+        if not most:
+            return draft
+        known = [demonstration(task, trace) for trace in gold(task, self._ground.teaching)]
         others = [d for d in known if d not in shown]
         ways = ["add"] * (bool(others) and len(shown) < most) + ["drop"] * bool(shown)
         ways += ["exchange"] * bool(others and shown)
