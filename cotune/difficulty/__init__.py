@@ -1,0 +1,1 @@
+"""Compute by difficulty: which inference plan answers which question best, at equal generations."""

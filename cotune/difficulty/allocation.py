@@ -1,0 +1,202 @@
+"""Which plan for which difficulty, what that gains at equal generations, and how many generations it saves.
+
+Source: Snell et al. (arXiv 2408.03314, section 3): the best plan of a difficulty bin at N generations, chosen on one
+fold of the bin's questions and scored on the other. As in the paper, every question gets the same N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cotune.aggregation import Floats, Ints
+from cotune.compare.stats import CONFIDENCE, RESAMPLES, Finding, compare_paired, resampled
+from cotune.difficulty.attempts import Attempts
+from cotune.difficulty.bins import (
+    BINS,
+    Agreement,
+    agreement,
+    certainty,
+    difficulty_bins,
+    mean_rating,
+    pass_at_1,
+)
+from cotune.difficulty.plans import Measured, Plan, measure
+from cotune.errors import UsageError
+
+ONE_CHOICE, ORACLE, BY_ENTROPY, BY_RATING = "one choice for all", "oracle", "predicted, entropy", "predicted, rating"
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One policy at `n` generations a question: expected `scores` and generated `tokens`, and its `plans`, [Q] each.
+
+    Equal generations are not equal tokens, and tokens read are not in them: a revision also reads earlier attempts.
+    """
+
+    n: int
+    scores: Floats
+    tokens: Floats
+    plans: tuple[Plan, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return math.fsum(self.scores) / len(self.scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A policy over N, ascending. `estimation`: generations a question that told its difficulty; 0 if it needs none."""
+
+    name: str
+    estimation: int
+    points: tuple[Point, ...]
+
+
+def folds(bins: Ints, random: np.random.Generator) -> Ints:
+    """0 or 1 for each question, [Q]: every bin is halved at random; with an odd number fold 0 has one more."""
+    fold = np.empty(len(bins), dtype=np.int64)
+    for b in np.unique(bins):
+        members = random.permutation(np.flatnonzero(bins == b))
+        fold[members] = np.arange(len(members)) % 2
+    return fold
+
+
+def two_fold(scores: Floats, bins: Ints, fold: Ints) -> Ints:
+    """The plan that each question gets, [Q], from scores [P, Q]: the best one on the other fold of its bin.
+
+    Ties, and a bin whose other fold is empty, go to the first plan (ours). The mean over questions of what they get is
+    the paper's average over the swap, each fold weighing as many questions as it has.
+    """
+    choice = np.zeros(scores.shape[1], dtype=np.int64)
+    for b in np.unique(bins):
+        for half in (0, 1):
+            judged, chosen_on = (bins == b) & (fold == half), (bins == b) & (fold != half)
+            if chosen_on.any():
+                means = [math.fsum(row) for row in scores[:, chosen_on]]  # exact sums: equal plans do tie
+                choice[judged] = means.index(max(means))
+    return choice
+
+
+def chosen(name: str, estimation: int, measured: Sequence[Measured], bins: Ints, fold: Ints) -> Curve:
+    """The compute-optimal policy: at every N the plans of `two_fold`."""
+    points = []
+    for at in measured:
+        choice = two_fold(at.scores, bins, fold)
+        every = np.arange(len(choice))
+        points.append(
+            Point(at.n, at.scores[choice, every], at.tokens[choice, every], tuple(at.plans[c] for c in choice))
+        )
+    return Curve(name, estimation, tuple(points))
+
+
+def uniform(aggregation: str, measured: Sequence[Measured]) -> Curve:
+    """Parallel samples under one aggregation, the same for every question; UsageError where N = 2 or more lacks it."""
+    points = []
+    for at in measured:
+        plan = Plan(aggregation) if at.n > 1 else at.plans[0]  # of one answer all aggregations are the same
+        if plan not in at.plans:
+            raise UsageError(f"There is no {aggregation} of {at.n} generations; rate the attempts first.")
+        place = at.plans.index(plan)
+        points.append(Point(at.n, at.scores[place], at.tokens[place], (plan,) * at.scores.shape[1]))
+    return Curve(aggregation, 0, tuple(points))
+
+
+def gain(ours: Point, theirs: Point) -> Finding:
+    """`ours` - `theirs` at equal generations, paired by question: `stats.compare_paired` (the bootstrap for fractions).
+
+    It is about other questions under the plans as they were chosen; other choices are not in its interval.
+    """
+    if ours.n != theirs.n:
+        raise UsageError(f"{ours.n} and {theirs.n} generations cannot be compared as equal; take points of one N.")
+    return compare_paired(ours.scores, theirs.scores)
+
+
+# ---- the figure of merit ----
+
+
+@dataclass(frozen=True)
+class Match:
+    """Generations a question that reach an accuracy, with their interval; None: no measured N reaches it."""
+
+    generations: int | None
+    low: int | None
+    high: int | None
+
+
+def generations_to_match(curve: Curve, reference: Point, charged: bool) -> Match:
+    """The fewest generations at which `curve` is at least as accurate as `reference` (Snell et al.'s figure of merit).
+
+    Only measured N count, nothing is interpolated (ours). `charged` adds the generations that estimated the
+    difficulty, which the paper leaves out. The interval is that of the percentile bootstrap over questions, both
+    policies on the same ones, with the plans as they were chosen; an end beyond all measured N is None.
+    """
+    n = len(reference.scores)
+    scores = np.stack([*(p.scores for p in curve.points), reference.scores])
+    cost = np.array([p.n for p in curve.points], dtype=np.float64) + charged * curve.estimation
+
+    def fewest(means: Floats) -> Floats:  # [R, points + 1] -> [R]
+        reaches = means[:, :-1] >= means[:, -1:] - 1e-9  # equal scores may be summed in different orders
+        least: Floats = np.where(reaches, cost, np.inf).min(1)
+        return least
+
+    drawn = np.sort(fewest(resampled(n) @ scores.T / n))
+    tail = round((1 - CONFIDENCE) / 2 * (RESAMPLES + 1)) - 1
+    ends = (fewest(scores.mean(1)[None])[0], drawn[tail], drawn[-1 - tail])
+    return Match(*(int(end) if np.isfinite(end) else None for end in ends))
+
+
+# ---- all of it ----
+
+
+@dataclass(frozen=True, eq=False)
+class ByDifficulty:
+    """`curves`: every uniform plan, one choice for all questions, then the choices by difficulty, by name.
+
+    `agreements` of each predicted difficulty with the oracle's, `bins` [Q] of each choice by difficulty; `measured` is
+    what there was to choose from.
+    """
+
+    measured: tuple[Measured, ...]
+    curves: dict[str, Curve]
+    agreements: dict[str, Agreement]
+    bins: dict[str, Ints]
+
+
+def by_difficulty(
+    samples: Attempts,
+    chains: Attempts | None,
+    sizes: Sequence[int],
+    oracle: int,
+    few: int,
+    random: np.random.Generator,
+) -> ByDifficulty:
+    """Curves over `sizes` of uniform and compute-optimal policies.
+
+    The first `oracle` samples of every question tell its pass@1, the first `few` of these its predicted difficulty; all
+    plans are judged on the other samples (the paper draws separate ones too). Without that split a question would be
+    called easy where the very samples of the vote were lucky. Chains are not used for difficulty. UsageError unless
+    1 <= few <= oracle < samples, and where a size needs more samples than are left.
+    """
+    if not sizes:
+        raise UsageError("A curve over N needs at least one number of generations.")
+    if not 1 <= few <= oracle:
+        raise UsageError(f"Difficulty is predicted from {few} of {oracle} samples; use at least 1 and at most all.")
+    estimate, judged = samples.split(oracle)
+    first = estimate if few == oracle else estimate.split(few)[0]
+    measured = tuple(measure(n, judged, chains) for n in sorted(set(sizes)))
+    curves = {name: uniform(name, measured) for name in dict.fromkeys(p.aggregation for p in measured[-1].plans)}
+    nobody = np.zeros(samples.questions, dtype=np.int64)
+    curves[ONE_CHOICE] = chosen(ONE_CHOICE, 0, measured, nobody, folds(nobody, random))
+    eases = {ORACLE: (oracle, pass_at_1(estimate)), BY_ENTROPY: (few, certainty(first))}
+    if samples.ratings is not None:
+        eases[BY_RATING] = few, mean_rating(first)
+    bins = {name: difficulty_bins(ease, BINS) for name, (_, ease) in eases.items()}
+    for name, (cost, _) in eases.items():
+        curves[name] = chosen(name, cost, measured, bins[name], folds(bins[name], random))
+    known = eases[ORACLE][1]
+    agreements = {name: agreement(ease, known) for name, (_, ease) in eases.items() if name != ORACLE}
+    return ByDifficulty(measured, curves, agreements, bins)
