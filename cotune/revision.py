@@ -1,6 +1,6 @@
 """The frame in which a model sees its earlier attempts and makes the next one. The same for real and tiny models.
 
-Source: Snell et al. (arXiv 2408.03314, section 6): at most the latest four attempts stay in context. Their reviser is
+Source: Snell et al. (arXiv 2408.03314; sheet 03): at most the latest four attempts stay in context. Their reviser is
 fine-tuned; asking any model in the chat, and the wording, are ours. Knows nothing of tasks, models or plans.
 """
 

@@ -259,12 +259,15 @@ def difference(ours: Arm, theirs: Arm) -> Finding:
     return _over_seeds(a - b, variance(ours, theirs), 1.0, hierarchical_bootstrap(ours, theirs))
 
 
-def interaction(arm: Arm) -> Finding:
-    """Mean of the 2x2's interaction, of which `arm` holds each seed's and example's, between -2 and 2."""
-    values = arm.per_example
+def effect(arm: Arm, order: int) -> Finding:
+    """Mean effect of `order` levers (factorial.py), of which `arm` holds each seed's and example's.
+
+    That of one lever lies between -1 and 1; each further lever takes the difference of two such effects.
+    """
+    values, bound = arm.per_example, 2.0 ** (order - 1)
     if not arm.spread or len(values) < 2:
-        return compare_mean(values, 2.0)
-    return _over_seeds(values, variance(arm), 2.0, hierarchical_bootstrap(arm))
+        return compare_mean(values, bound)
+    return _over_seeds(values, variance(arm), bound, hierarchical_bootstrap(arm))
 
 
 def _over_seeds(values: Floats, found: Variance, bound: float, bootstrap: tuple[float, float] | None) -> Finding:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cotune.compare import checked, crossed, mixtures, words
+from cotune.compare import checked, crossed, factorial, mixtures, words
 from cotune.compare.crossed import Arm
 from cotune.compare.labels import variant_labels
 from cotune.compare.runs import CELLS, Run, read_all
@@ -263,9 +263,10 @@ def _row(label: str, runs: Sequence[Run], arm: Arm, base: str, theirs: Arm, ids:
     if all(run.cells for run in runs):
         grid = {cell: _arm(runs, [run.cells[cell] for run in runs], ids) for cell in CELLS}
         cells = {cell: mean_of(grid[cell].per_example) for cell in CELLS}
-        neither, prompt, weights, both = (grid[cell].scores for cell in CELLS)
-        synergy = Arm((both - prompt) - (weights - neither))
-        interaction = replace(crossed.interaction(synergy), uncovered=words.uncovered([(label, synergy)]))
+        levers = factorial.LEVERS[:2]  # prompt and weights, as in CELLS
+        named = {tuned: grid[cell].scores for tuned, cell in zip(factorial.cells(levers), CELLS, strict=True)}
+        synergy = Arm(factorial.contrast(named, levers, levers))
+        interaction = replace(crossed.effect(synergy, 2), uncovered=words.uncovered([(label, synergy)]))
     score = crossed.estimate_score(arm)
     return Row(label, "done", tuple(runs), "", score, difference, label == base, cells, interaction, arm)
 

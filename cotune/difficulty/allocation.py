@@ -1,6 +1,6 @@
 """Which plan for which difficulty, what that gains at equal generations, and how many generations it saves.
 
-Source: Snell et al. (arXiv 2408.03314, section 3): the best plan of a difficulty bin at N generations, chosen on one
+Source: Snell et al. (arXiv 2408.03314; sheet 03): the best plan of a difficulty bin at N generations, chosen on one
 fold of the bin's questions and scored on the other. As in the paper, every question gets the same N.
 """
 

@@ -1,6 +1,6 @@
 """How hard a question is for one policy: oracle bins from pass@1, predicted ones without labels, how far they agree.
 
-Source: Snell et al. (arXiv 2408.03314, section 3.2): five quantiles, specific to the model. "Ease" is any number that
+Source: Snell et al. (arXiv 2408.03314; sheet 03): five quantiles, specific to the model. "Ease" is any number that
 is larger where a question is easier.
 """
 

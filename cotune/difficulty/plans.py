@@ -1,6 +1,6 @@
 """Inference plans of N generations: how many attempts in a row, how the answers become one, what that is worth.
 
-Sources: Snell et al. (arXiv 2408.03314, sections 5 and 6). Beam search is left out: it needs a verifier of steps.
+Source: Snell et al. (arXiv 2408.03314; sheet 03). Beam search is left out: it needs a verifier of steps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _best(answers: Grid, ratings: Rated) -> Shares:
 
 
 def hierarchical(answers: Grid, ratings: Rated) -> Shares:
-    """Weighted best-of-N inside each chain, then across what the chains chose (Snell et al., appendix on revisions).
+    """Weighted best-of-N inside each chain, then across what the chains chose (Snell et al.).
 
     Ours, because the paper does not say: a chain's answer goes on with the highest rating that it got in the chain, and
     t tied answers of a chain go on with 1/t of it each. For chains of one attempt it is weighted best-of-N.

@@ -22,13 +22,14 @@ from cotune.compare.crossed import (
     Arm,
     Variance,
     difference,
+    effect,
     estimate_score,
-    interaction,
     mean_variance,
     of_variance,
     ratio_variance,
     variance,
 )
+from cotune.compare.factorial import LEVERS, attribution, cells
 from cotune.compare.stats import (
     Estimate,
     Finding,
@@ -206,9 +207,26 @@ def test_interaction_of_several_seeds_covers_and_rejects() -> None:
     rng = np.random.default_rng(10)
     neither, prompt = answers(rng, SIMS, (0, 3), 200, 0.1, (0.3, 0.5))
     weights, both = answers(rng, SIMS, (3, 3), 200, 0.1, (0.6, 0.8))
-    tested = [interaction(Arm(each)) for each in (both - prompt) - (weights - neither)]
+    tested = [effect(Arm(each), 2) for each in (both - prompt) - (weights - neither)]
     assert 0.93 <= np.mean([covers(t.estimate, 0.0) for t in tested]) <= 0.97
     assert 0.035 <= np.mean([below(t) for t in tested]) <= 0.065
+
+
+def test_effects_of_three_levers_cover_and_reject() -> None:
+    """Each lever adds to the mean whatever the others are: true main effects, and no interaction to be found."""
+    rng, added = np.random.default_rng(15), {"prompt": 0.2, "weights": 0.1, "plan": 0.15}
+    drawn = {}
+    for without in cells(LEVERS[:2]):  # pairs of cells that differ in the plan share their examples' ease
+        mean = 0.3 + sum(added[lever] for lever in without)
+        means = (mean, mean + added["plan"])
+        drawn[without], drawn[without | {"plan"}] = answers(rng, SIMS // 4, (3, 3), 200, 0.1, means)
+    effects = [attribution({cell: runs[i] for cell, runs in drawn.items()}) for i in range(SIMS // 4)]
+    covered = {of: np.mean([covers(e[of].estimate, added[of[0]] if len(of) == 1 else 0.0) for e in effects])
+               for of in effects[0]}  # fmt: skip
+    rejected = [below(e[of]) for e in effects for of in e if len(of) > 1]
+    assert all(0.91 <= each <= 0.99 for each in covered.values())  # 250 simulations: a standard error of 1.4
+    assert 0.93 <= np.mean(list(covered.values())) <= 0.97
+    assert 0.035 <= np.mean(rejected) <= 0.065
 
 
 def test_several_seeds_see_the_detectable_difference_in_80_percent() -> None:

@@ -16,9 +16,9 @@ from cotune.compare.crossed import (
     Arm,
     Variance,
     difference,
+    effect,
     estimate_score,
     hierarchical_bootstrap,
-    interaction,
     mean_variance,
     of_variance,
     ratio_variance,
@@ -145,7 +145,7 @@ def test_one_example_has_no_degrees_of_freedom_and_no_error() -> None:
 
 
 def test_interaction_of_one_seed_flips_signs() -> None:
-    found = interaction(Arm(np.array([[1.0, 0.0, 0.0, 1.0]])))
+    found = effect(Arm(np.array([[1.0, 0.0, 0.0, 1.0]])), 2)
     assert (found.test, found.p) == ("sign-flip", 0.5)  # of four sign patterns of two ones, two are as far out
 
 
@@ -195,7 +195,7 @@ def test_whatever_the_scores_there_is_a_number_or_none_and_never_an_error(
 ) -> None:
     a, b = Arm(np.array(ours)), Arm(np.array(theirs), tunes_nothing=nothing)
     found = difference(a, b)
-    for tested in (found, interaction(a)):
+    for tested in (found, effect(a, 2)):
         e = tested.estimate
         assert e.low is None or e.high is None or e.low <= e.mean <= e.high
         assert tested.p is None or 0 <= tested.p <= 1
@@ -232,7 +232,7 @@ def test_hierarchical_bootstrap_has_the_quantiles_of_all_equally_likely_draws() 
 def test_hierarchical_bootstrap_is_shown_where_seeds_can_be_drawn_again() -> None:
     assert difference(Arm(OURS), Arm(THEIRS)).estimate.bootstrap == hierarchical_bootstrap(Arm(OURS), Arm(THEIRS))
     assert estimate_score(Arm(OURS)).bootstrap == hierarchical_bootstrap(Arm(OURS))
-    assert interaction(Arm(OURS)).estimate.bootstrap == hierarchical_bootstrap(Arm(OURS))
+    assert effect(Arm(OURS), 2).estimate.bootstrap == hierarchical_bootstrap(Arm(OURS))
     for few in (Arm(OURS[:1]), Arm(OURS[:2]), Arm(np.tile(OURS[0], (3, 1)))):
         assert hierarchical_bootstrap(few) is None
         assert estimate_score(few).bootstrap is None
