@@ -5,6 +5,7 @@ TRL keeps its losses in methods of its trainers; these are called with stand-ins
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from types import SimpleNamespace
@@ -13,13 +14,18 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Qwen2ForCausalLM
 from trl import import_utils
 
 from cotune.methods import objectives
+from cotune.models.base import BaseModel
+from cotune.supervision import TokenRow, completion_loss
 
 import_utils.is_vllm_available = lambda *_, **__: False  # else it is imported, and warned of, for nothing
-from trl import DPOTrainer, GRPOTrainer, KTOTrainer  # noqa: E402
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer  # noqa: E402
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # noqa: E402
+from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 
 B, C = 6, 5
 LENGTHS_B = torch.tensor([5, 3, 1, 4, 5, 2])
@@ -72,6 +78,83 @@ def agree(ours: Tensor, theirs: Tensor, leaf: Tensor) -> None:
     [other] = torch.autograd.grad(theirs, leaf)
     assert mine.abs().max() > 1e-4
     torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
+# -- supervised fine-tuning ------------------------------------------------------------------------------------------
+
+ROWS = [
+    TokenRow((5, 9, 2), (7, 7, 3, 1), "a"),
+    TokenRow((4,), (8, 1), "b"),
+    TokenRow((6, 6, 6, 6, 2), (1,), "c"),
+    TokenRow((3, 2), (9, 5, 4, 8, 7, 1), "d"),
+]
+TOKENS = sum(len(row.completion) for row in ROWS)
+
+
+def trls_sft(model: Any, rows: list[TokenRow], tokens: int | None = None) -> Tensor:
+    """TRL's loss on its own collator's batch; only completion tokens have labels (`completion_only_loss`)."""
+    trainer = stand_in(
+        compute_loss_func=None,
+        label_smoother=None,
+        args=SimpleNamespace(loss_type="nll", average_tokens_across_devices=False),
+    )
+    trainer.accelerator.parallelism_config = None
+    examples = [
+        {"input_ids": [*row.context, *row.completion], "labels": [*[-100] * len(row.context), *row.completion]}
+        for row in rows
+    ]
+    batch = DataCollatorForLanguageModeling(pad_token_id=0)(examples)
+    return SFTTrainer.compute_loss(trainer, model, batch, num_items_in_batch=tokens)
+
+
+def based_on(model: Any) -> BaseModel:
+    return SimpleNamespace(model=model)  # all that the loss reads of it
+
+
+class Saying(nn.Module):
+    """A model that says the same logits [B, T, V] whatever it reads, to our loss and to TRL's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.logits_BTV = nn.Parameter(3 * torch.randn(4, 8, 10, generator=generator, dtype=torch.float64))
+
+    def forward(self, labels: Tensor | None = None, logits_to_keep: Tensor | None = None, **_: Any) -> SimpleNamespace:
+        if labels is None:
+            return SimpleNamespace(logits=self.logits_BTV[:, logits_to_keep])
+        mask = labels[:, 1:] != -100
+        log_probs = self.logits_BTV[:, :-1].log_softmax(-1).gather(2, labels[:, 1:, None].clamp(min=0))[..., 0] * mask
+        logged = dict.fromkeys(("entropy", "is_top1"), log_probs.detach())
+        return SimpleNamespace(log_probs=log_probs, label_mask=mask, **logged)
+
+
+def test_sft_is_trls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean over all completion tokens of the batch, whichever row they are in; prompts and padding carry none."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # ours goes to float32 for the loss; here nothing is to be lost
+    model = Saying()
+    agree(completion_loss(based_on(model), ROWS) / TOKENS, trls_sft(model, ROWS), model.logits_BTV)
+
+
+def test_sft_of_a_whole_model_is_trls_however_the_batch_is_split(random_base: BaseModel) -> None:
+    """With TRL's collator, output head and loss, in float32, which its head computes in; gradients of all weights."""
+    ours: Qwen2ForCausalLM = copy.deepcopy(random_base.model).requires_grad_()
+    theirs = copy.deepcopy(ours)
+    add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1"))
+    loss = completion_loss(based_on(ours), ROWS) / TOKENS
+    torch.testing.assert_close(loss, trls_sft(theirs, ROWS), rtol=1e-5, atol=0)
+    for rows in (ROWS[:3], ROWS[3:]):  # gradient accumulation: each micro-batch over all tokens of the batch
+        trls_sft(theirs, rows, TOKENS).backward()
+    loss.backward()
+    compared = 0
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None, name
+        assert mine.grad.abs().max() > 1e-4, name
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5 * float(other.grad.abs().max()))
+        compared += 1
+    assert compared > 20
+
+
+# -- preferences and policy gradients ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
