@@ -93,6 +93,17 @@ def chosen(name: str, estimation: int, measured: Sequence[Measured], bins: Ints,
     return Curve(name, estimation, tuple(points))
 
 
+def accuracy_by_bin(at: Measured, bins: Ints, count: int = BINS) -> Floats:
+    """Mean score of every plan in every bin, [P, count], NaN where a bin is empty: which plan suits which difficulty.
+
+    For looking at, not for choosing: the best number of a column is the best of several estimates, hence too high.
+    """
+    inside = (bins[:, None] == np.arange(count)).astype(np.float64)
+    sizes = inside.sum(0)
+    means: Floats = np.where(sizes > 0, at.scores @ inside / np.maximum(sizes, 1), np.nan)
+    return means
+
+
 def uniform(aggregation: str, measured: Sequence[Measured]) -> Curve:
     """Parallel samples under one aggregation, the same for every question; UsageError where N = 2 or more lacks it."""
     points = []

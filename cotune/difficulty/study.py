@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cotune.aggregation import Ints
+from cotune.aggregation import Floats, Ints
 from cotune.compare.stats import Estimate, bootstrap_t, mean_of
 from cotune.difficulty.allocation import (
     BY_ENTROPY,
     BY_RATING,
     ONE_CHOICE,
     ORACLE,
+    accuracy_by_bin,
     by_difficulty,
     chosen,
     folds,
@@ -36,6 +37,7 @@ TIERS = 5
 OTHERS = 8  # wrong answers beside the leading one
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 SHOWN = (4, 16, 64)
+TIERED = 16  # the N of the table of plans by tier
 ESTIMATED, FEW = 32, 8  # samples that tell pass@1, and of these the ones that predict difficulty
 CHAINS = 16  # as many as attempts in each
 KNOWN, LEAK = "the true tiers", "oracle from the judged samples (leaks)"
@@ -121,6 +123,7 @@ class Run:
     gains: Mapping[tuple[str, int], Estimate]
     matched: Mapping[tuple[str, str, int, bool], int | None]  # policy, matched uniform policy, its N, charged
     agreements: Mapping[str, float]
+    by_tier: Mapping[str, Floats]  # of each plan of `TIERED` generations, its accuracy in every tier
 
 
 def run_once(population: Population, questions: int, random: np.random.Generator) -> Run:
@@ -130,19 +133,25 @@ def run_once(population: Population, questions: int, random: np.random.Generator
     judged = samples.split(ESTIMATED)[1]
     for name, bins in ((KNOWN, tier), (LEAK, difficulty_bins(pass_at_1(judged)))):
         curves[name] = chosen(name, 0, found.measured, bins, folds(bins, random))
-    at = {(name, p.n): p for name, curve in curves.items() for p in curve.points}
+    points = {(name, p.n): p for name, curve in curves.items() for p in curve.points}
     matched = {
-        (name, reference, n, charged): generations_to_match(curves[name], at[reference, n], charged).generations
+        (name, reference, n, charged): generations_to_match(curves[name], points[reference, n], charged).generations
         for name in CHARGED
         for reference in (WEIGHTED, ONE_CHOICE)
         for n in SHOWN[1:]
         for charged in (False, True)
     }
     return Run(
-        {key: point.accuracy for key, point in at.items()},
-        {(name, n): gain(at[name, n], at[ONE_CHOICE, n]).estimate for name in CHOICES for n in SHOWN},
+        {key: point.accuracy for key, point in points.items()},
+        {(name, n): gain(points[name, n], points[ONE_CHOICE, n]).estimate for name in CHOICES for n in SHOWN},
         matched,
         {name: agreed.same for name, agreed in found.agreements.items()},
+        {
+            plan.name: row
+            for at in found.measured
+            if at.n == TIERED
+            for plan, row in zip(at.plans, accuracy_by_bin(at, tier), strict=True)
+        },
     )
 
 
@@ -167,6 +176,11 @@ def markdown(runs: Mapping[str, Sequence[Run]], questions: int) -> str:
         for policy in (*UNIFORM, ONE_CHOICE, *CHOICES):
             means = [100 * mean_of([run.accuracy[policy, n] for run in of_population]) for n in SIZES]
             lines.append(f"| {policy} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+        lines += ["", f"| N = {TIERED} | " + " | ".join(f"tier {t + 1}" for t in range(TIERS)) + " |"]
+        lines.append("| --- |" + " ---: |" * TIERS)
+        for plan in of_population[0].by_tier:
+            means = [100 * mean_of([run.by_tier[plan][t] for run in of_population]) for t in range(TIERS)]
+            lines.append(f"| {plan} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
         lines += ["", "| Δ one choice for all | " + " | ".join(f"N = {n} | covered" for n in SHOWN) + " |"]
         lines.append("| --- |" + " ---: |" * (2 * len(SHOWN)))
         for policy in CHOICES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from cotune.difficulty.allocation import (
     Curve,
     Match,
     Point,
+    accuracy_by_bin,
     by_difficulty,
     chosen,
     folds,
@@ -91,6 +93,13 @@ def test_curves_hold_what_each_question_got() -> None:
     assert uniform(BEST, measured).points[0].scores.tolist() == [0.5, 0.25]
     with pytest.raises(UsageError, match="no weighted best-of-N of 4 generations"):
         uniform(WEIGHTED, measured)
+
+
+def test_accuracy_of_plans_in_bins() -> None:
+    at = Measured(4, (Plan(MAJORITY), Plan(BEST)), np.array([[1.0, 0.5, 0.0], [0.25, 0.75, 1.0]]), np.ones((2, 3)))
+    means = accuracy_by_bin(at, np.array([2, 2, 0]))
+    assert means[:, [0, 2]].tolist() == [[0.0, 0.75], [1.0, 0.5]]
+    assert np.isnan(means[:, [1, 3, 4]]).all()
 
 
 def test_the_gain_is_paired_and_of_equal_generations() -> None:
@@ -172,6 +181,20 @@ def test_labels_without_meaning_gain_nothing_on_average_and_would_with_the_judge
     assert abs(gains.mean()) < 3 * gains.std(ddof=1) / math.sqrt(len(gains))
     leaked = np.array([coin_gain(seed, judged=True) for seed in range(20)])
     assert leaked.mean() > 0.1
+
+
+def test_shuffled_labels_gain_nothing_on_average() -> None:
+    """Answers, ratings and lengths as in a population where difficulty helps, and scores dealt out anew."""
+    gains: dict[str, list[float]] = {ORACLE: [], BY_ENTROPY: [], BY_RATING: []}
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        made = two_kinds(random, 40, 16)
+        shuffled = random.permutation(made.scores.ravel()).reshape(made.scores.shape)
+        found = by_difficulty(replace(made, scores=shuffled), None, [8], 8, 8, random)
+        for name, of_name in gains.items():
+            of_name.append(found.curves[name].points[0].accuracy - found.curves[MAJORITY].points[0].accuracy)
+    for of_name in gains.values():
+        assert abs(np.mean(of_name)) < 3 * np.std(of_name) / math.sqrt(len(of_name))
 
 
 def test_choosing_among_plans_of_pure_luck_gains_nothing_and_in_sample_would() -> None:

@@ -14,7 +14,14 @@ from cotune.difficulty import study
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("SIZES", (1, 4)), ("SHOWN", (1, 4)), ("ESTIMATED", 4), ("FEW", 2), ("CHAINS", 2)):
+    for name, value in (
+        ("SIZES", (1, 4)),
+        ("SHOWN", (1, 4)),
+        ("ESTIMATED", 4),
+        ("FEW", 2),
+        ("CHAINS", 2),
+        ("TIERED", 4),
+    ):
         monkeypatch.setattr(study, name, value)
 
 
@@ -74,6 +81,13 @@ def test_cells_of_the_table(small: None) -> None:
     assert next(line for line in table.splitlines() if line.startswith("| oracle | ") and " / " in line).endswith(
         "| 4 / 12 |"
     )
+
+
+def test_the_table_of_tiers_is_the_mean_over_runs(small: None) -> None:
+    run = study.run_once(study.POPULATIONS["All alike"], 10, np.random.default_rng(0))
+    assert list(run.by_tier)[:4] == ["majority", "best-of-N", "weighted best-of-N", "majority, 2 in a row"]
+    runs = [replace(run, by_tier={"majority": np.full(5, share)}) for share in (0.25, 0.5)]
+    assert "| majority | 37.5 | 37.5 | 37.5 | 37.5 | 37.5 |" in study.markdown({"All alike": runs}, 10)
 
 
 def test_gains_without_spread_have_no_interval() -> None:
