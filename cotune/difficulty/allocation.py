@@ -13,7 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from cotune.aggregation import Floats, Ints
-from cotune.compare.stats import CONFIDENCE, RESAMPLES, Finding, compare_paired, resampled
+from cotune.compare.stats import (
+    CONFIDENCE,
+    RESAMPLES,
+    Estimate,
+    Finding,
+    compare_paired,
+    mean_of,
+    mean_score,
+    resampled,
+)
 from cotune.difficulty.attempts import Attempts
 from cotune.difficulty.bins import (
     BINS,
@@ -44,7 +53,12 @@ class Point:
 
     @property
     def accuracy(self) -> float:
-        return math.fsum(self.scores) / len(self.scores)
+        return mean_of(self.scores)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The accuracy with its interval over questions: `stats.mean_score`."""
+        return mean_score(self.scores)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotune.aggregation import majority_accuracy
+from cotune.compare.stats import mean_score
 from cotune.difficulty.allocation import (
     BY_ENTROPY,
     BY_RATING,
@@ -107,6 +108,7 @@ def test_the_gain_is_paired_and_of_equal_generations() -> None:
     found = gain(ours[0], theirs[0])
     assert found.estimate.mean == pytest.approx(0.4375)
     assert found.test == "sign-flip"
+    assert ours[0].estimate == mean_score([0.5, 1.0, 0.5, 0.75])
     nothing = gain(ours[0], ours[0])
     assert (nothing.estimate.mean, nothing.p) == (0, 1)
     with pytest.raises(UsageError, match="8 and 4 generations"):
