@@ -87,13 +87,14 @@ class Population:
 
 POPULATIONS: Mapping[str, Population] = {
     "Ranking turns": Population(
-        "Easy questions: votes and revisions work and ratings mislead. Hard ones: most wrong attempts make the same "
-        "mistake, which votes amplify and ratings see through.",
-        right=(0.85, 0.7, 0.55, 0.3, 0.15),
-        leading=(0.3, 0.3, 0.5, 0.8, 0.8),
-        insight=(-0.5, -0.5, 0.5, 1.5, 1.5),
-        mended=(0.5, 0.4, 0.2, 0.05, 0.02),
-        spoiled=(0.05, 0.1, 0.2, 0.38, 0.38),
+        "Easy questions: wrong attempts differ, so votes work, and ratings mislead. From the third tier on most wrong "
+        "attempts make the same mistake, which votes amplify; there revisions mend it, and on hard questions they "
+        "spoil more than they mend and ratings see through it.",
+        right=(0.85, 0.7, 0.45, 0.3, 0.15),
+        leading=(0.3, 0.3, 0.9, 0.8, 0.8),
+        insight=(-0.5, -0.5, 0.0, 1.5, 1.5),
+        mended=(0.5, 0.4, 0.4, 0.05, 0.02),
+        spoiled=(0.05, 0.1, 0.1, 0.38, 0.38),
     ),
     "One plan wins": Population(
         "As many easy and hard questions, but ratings see through mistakes on all of them, and revisions spoil more "
@@ -166,8 +167,9 @@ def markdown(runs: Mapping[str, Sequence[Run]], questions: int) -> str:
         f"{count} runs of {questions} fresh questions each. Difficulty: pass@1 from {ESTIMATED} samples (oracle),",
         f"answer entropy or mean rating of the first {FEW} of them (predicted). Plans are judged on {SIZES[-1]} other",
         f"samples and on {CHAINS} chains of {CHAINS} attempts. Accuracy in %, mean over runs. Δ: points above one",
-        "choice for all questions at the same N, with the 95% interval of its mean over runs (studentized bootstrap).",
-        "Covered: runs whose own 95% interval of the gain holds the mean gain over all runs.",
+        "choice for all questions at the same N, with the 95% interval of its mean over runs (studentized",
+        "bootstrap). Covered: runs whose own 95% interval of the gain holds the mean gain over all runs; where both",
+        "chose alike for every question a run has no interval.",
     ]
     for name, of_population in runs.items():
         population = POPULATIONS[name]
