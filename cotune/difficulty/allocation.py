@@ -133,7 +133,8 @@ def uniform(aggregation: str, measured: Sequence[Measured]) -> Curve:
 def gain(ours: Point, theirs: Point) -> Finding:
     """`ours` - `theirs` at equal generations, paired by question: `stats.compare_paired` (the bootstrap for fractions).
 
-    It is about other questions under the plans as they were chosen; other choices are not in its interval.
+    It is about other questions under the plans as they were chosen. Other choices are not in its interval, which is
+    too narrow where the choice hangs on luck (docs/findings.md has its coverage).
     """
     if ours.n != theirs.n:
         raise UsageError(f"{ours.n} and {theirs.n} generations cannot be compared as equal; take points of one N.")
