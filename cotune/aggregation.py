@@ -42,6 +42,11 @@ def weighted_best_of_n(predictions: Sequence[Answer], scores: Sequence[float]) -
     return _winners(predictions, scores, math.fsum)
 
 
+def self_consistency(predictions: Sequence[Answer]) -> list[float]:
+    """The share of the completions that give each one's answer. Best-of-N by it, weighted or not, is the majority."""
+    return [predictions.count(answer) / len(predictions) for answer in predictions]
+
+
 def _winners(
     predictions: Sequence[Answer], scores: Sequence[float], of_group: Callable[[Iterable[float]], float]
 ) -> Shares:

@@ -17,9 +17,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from cotune.config import Section
+from cotune.config import Positive, Section
 from cotune.errors import UsageError
 from cotune.models.base import TEMPLATE_ARGUMENTS, BaseModel
 from cotune.tasks.base import Message, Task
@@ -91,8 +91,23 @@ class Chat(Section):
     arguments: dict[str, bool | str]
 
 
+class Aggregate(Section):
+    """Several completions, drawn at this temperature and top_p, made into one answer (docs/inference.md)."""
+
+    aggregation: Literal["majority", "best-of", "weighted-best-of"]
+    samples: Positive
+    scorer: str | None
+    temperature: float
+    top_p: float
+
+
 class Plan(Section):
-    """The inference plan. Temperature 0 is greedy. `stop_ids` are the tokens that end an answer, `stop` their text."""
+    """The inference plan. Temperature 0 is greedy. `stop_ids` are the tokens that end an answer, `stop` their text.
+
+    `aggregate` is how several completions become one answer; without it an answer is one completion.
+    """
+
+    aggregate: Aggregate | None = Field(None, exclude_if=lambda value: value is None)
 
     temperature: float
     top_p: float

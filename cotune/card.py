@@ -65,6 +65,8 @@ def _use(bundle: Bundle, adapter: bool, joint: bool) -> list[str]:
         "    cotune predict DIR --input rows.jsonl --output out.jsonl",
         "",
     ]
+    if bundle.plan.aggregate:
+        lines += [*_aggregate(bundle), ""]
     if bundle.model.digest is None:
         return [*lines, "Anything else: send the messages of `bundle.json` to the model's own server."]
     static = " (of the static approximation: what is made for each question needs cotune)" if joint else ""
@@ -75,6 +77,17 @@ def _use(bundle: Bundle, adapter: bool, joint: bool) -> list[str]:
         _fence(ten_lines(bundle, adapter), "python"),
         "",
         "`sha256sum -c SHA256SUMS` says whether all files are the exported ones.",
+    ]
+
+
+def _aggregate(bundle: Bundle) -> list[str]:
+    plan = bundle.plan.aggregate
+    assert plan is not None
+    by = f" by {_plain(plan.scorer)}" if plan.scorer else ""
+    return [
+        f"They answer with {plan.aggregation} of {plan.samples} completions{by}, drawn at temperature "
+        f"{plan.temperature:g} and top_p {plan.top_p:g}. Anything else gives one completion, which is not what was "
+        "measured."
     ]
 
 

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from cotune.errors import UsageError
 from cotune.plugins import nearest
-from cotune.values import digest
+from cotune.values import GREEDY, Aggregation, InferencePlan, digest
 
 TargetModules = Literal["all-linear"] | tuple[str, ...]
 Positive = Annotated[int, Field(ge=1)]
@@ -316,6 +316,39 @@ class WeightsConfig(Section):
         return self.alpha / (math.sqrt(self.rank) if self.variant == "rslora" else self.rank)
 
 
+class PlanConfig(Section):
+    """The inference plan that answers are given under, by every strategy alike (docs/inference.md).
+
+    A prompt search scores by it too; what weights learn from, and MetaTuner's rollouts, are single completions.
+    """
+
+    aggregation: Aggregation = Field(
+        "greedy",
+        description="greedy: one completion, decoded as `decoding` says; majority: the answer that most of the samples "
+        "give; best-of: the one with the highest score; weighted-best-of: the largest sum of scores",
+    )
+    samples: Positive = Field(1, description="completions of each question; greedy: 1")
+    scorer: str | None = Field(
+        None,
+        description="of best-of and weighted-best-of: log-probability | self-consistency; empty: log-probability",
+    )
+    temperature: float = Field(0.7, ge=0, le=5, description="of the samples (self-consistency, Wang et al. 2023)")
+    top_p: Rate = Field(1.0, description="of the samples (ours)")
+
+    @model_validator(mode="after")
+    def _one_if_greedy(self) -> Self:
+        if self.aggregation == "greedy" and self.samples > 1:
+            raise ValueError("greedy is one completion; with samples > 1 choose majority, best-of or weighted-best-of")
+        return self
+
+    @property
+    def value(self) -> InferencePlan:
+        if self.aggregation == "greedy":
+            return GREEDY
+        scorer = self.scorer if self.aggregation == "majority" else self.scorer or "log-probability"
+        return InferencePlan(self.aggregation, self.samples, scorer, self.temperature, self.top_p)
+
+
 class SequentialConfig(Section):
     """BetterTogether, Algorithm 1 (sheet 01)."""
 
@@ -415,6 +448,8 @@ class RunConfig(Section):
     )
     seed_instruction: str | None = Field(None, description="the starting instruction; empty: the task's own")
     decoding: DecodingConfig = DecodingConfig()
+    # Left out of what is written where it is the default, so that greedy runs keep the digests they had before plans.
+    plan: PlanConfig = Field(PlanConfig(), exclude_if=lambda plan: plan == PlanConfig())
     runner: EngineConfig = EngineConfig()
     vllm: VllmConfig = VllmConfig()
     openai: OpenAIConfig = OpenAIConfig()
@@ -599,6 +634,11 @@ def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
         else:
             keys.append(prefix + name)
     return keys
+
+
+def filled(dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped config with the sections that are left out of it where they are the default."""
+    return {"plan": PlanConfig().model_dump(mode="json"), **dumped}
 
 
 def dump(config: RunConfig) -> str:

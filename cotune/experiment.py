@@ -31,6 +31,7 @@ from cotune.ledger import Ledger
 from cotune.models.base import BaseModel, load
 from cotune.models.black_box import BlackBox
 from cotune.openai_client import ChatClient
+from cotune.plans import check, curve, row_of
 from cotune.plugins import resolve
 from cotune.progress_file import ProgressFile
 from cotune.record import RunFolder, environment, read_rows
@@ -109,7 +110,8 @@ def is_crossed(config: RunConfig, strategy: Strategy) -> bool:
 
 
 def seed_prompt(config: RunConfig, task: Task) -> Fixed:
-    return Fixed(Prompt(config.seed_instruction or task.seed_instruction))
+    """What every strategy starts from. Raises UsageError for an inference plan that cannot be carried out."""
+    return Fixed(Prompt(config.seed_instruction or task.seed_instruction), plan=check(config.plan.value))
 
 
 def base_model(config: RunConfig, name: str) -> BaseModel:
@@ -241,6 +243,7 @@ def run(
 def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: GenerationCache | None) -> dict[str, Any]:
     task = make_task(config.task)
     strategy = make_strategy(config)
+    start = seed_prompt(config, task)
     black_box_notes = check_black_box(config, strategy)
     data = dataset(config, task)
     sampling = decoding(config, task)
@@ -255,7 +258,6 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
     for note in notes:
         bench.emit("warning", message=note)
 
-    start = seed_prompt(config, task)
     began = time.perf_counter()
     learned = learned_task(config, task)
     problem = Problem(learned, data.train, data.val, model, generator, decoding(config, learned))
@@ -313,11 +315,12 @@ def _crossed(
     sampling: Sampling,
     bench: Bench,
 ) -> list[dict[str, Any]]:
-    """The rows of the 2x2 {seed, tuned prompt} x {base, tuned weights} but its last cell (sheet 01, ours)."""
+    """The rows of the 2x2 {seed, tuned prompt} x {base, tuned weights} but its last cell (sheet 01, ours), each
+    example under the plan of the last."""
     crossed = {
-        "seed/base": [Conditioning(seed) for _ in ours],
-        "tuned/base": [Conditioning(c.prompt) for c in ours],
-        "seed/tuned": [Conditioning(seed, c.adapter) for c in ours],
+        "seed/base": [Conditioning(seed, None, c.plan) for c in ours],
+        "tuned/base": [Conditioning(c.prompt, None, c.plan) for c in ours],
+        "seed/tuned": [Conditioning(seed, c.adapter, c.plan) for c in ours],
     }
     return [
         {"cell": cell, **row}
@@ -338,8 +341,11 @@ def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any
     for cell in cells:
         cells[cell] = mean([row["score"] for row in crossed if row["cell"] == cell])
     metrics = sorted({name for row in rows for name in row["metrics"]})
+    sampled = [row["plan"] for row in rows if "plan" in row]
+    plans = [plan for i, plan in enumerate(sampled) if plan not in sampled[:i]]
     return {
         "n": len(rows),
+        **({"plan": {"plans": plans, "examples": len(sampled), "curve": curve(rows)}} if sampled else {}),
         "score": score,
         "metrics": {name: mean([row["metrics"].get(name, 0.0) for row in rows]) for name in metrics},
         "outcomes": {o.value: outcomes[o.value] for o in Outcome},
@@ -370,8 +376,9 @@ def data_record(config: RunConfig, data: Dataset, measured: Sequence[Example]) -
 
 
 def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The rows of predictions.jsonl."""
-    columns = (evaluation.examples, evaluation.conditionings, evaluation.rendered, evaluation.completions)
+    """The rows of predictions.jsonl. Generated tokens are of all completions of an example."""
+    e = evaluation
+    columns = (e.examples, e.conditionings, e.rendered, e.completions, e.grades, e.samples, e.worth)
     return [
         {
             "id": example.id,
@@ -387,10 +394,11 @@ def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "metrics": dict(grade.metrics),
             "truncated": completion.truncated,
             "prompt_tokens": completion.prompt_tokens,
-            "generated_tokens": completion.generated_tokens,
+            "generated_tokens": sum(s.generated_tokens for s in (samples.completions if samples else [completion])),
             "note": grade.note,
+            **(row_of(c.plan, samples, worth) if samples and worth is not None else {}),
         }
-        for example, c, rendered, completion, grade in zip(*columns, evaluation.grades, strict=True)
+        for example, c, rendered, completion, grade, samples, worth in zip(*columns, strict=True)
     ]
 
 

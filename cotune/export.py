@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cotune.bench import Bench, ignore
-from cotune.bundle import CONTENT, GENERATOR, Bundle, Model, Plan, chat_frame, write_sums
+from cotune.bundle import CONTENT, GENERATOR, Aggregate, Bundle, Model, Plan, chat_frame, write_sums
 from cotune.card import card
 from cotune.compare.stats import compare_paired, mean_score
 from cotune.errors import UsageError
@@ -36,7 +36,7 @@ from cotune.record import read_json, write_json
 from cotune.serving import per_example
 from cotune.strategies import load_tuned
 from cotune.strategies.base import Fixed
-from cotune.values import Conditioning, Evaluation, Example
+from cotune.values import GREEDY, Conditioning, Evaluation, Example
 
 _GROUPED = 512  # train examples whose latents are grouped, at most
 _NOT_MEASURED = ("split", "n", "per_example")
@@ -95,6 +95,7 @@ def _content(folder: Path, opened: Opened, static: Fixed) -> Bundle:
         prompt=asdict(static.prompt),
         chat=chat_frame(base, opened.task, static.prompt),
         plan=Plan(
+            aggregate=Aggregate.model_validate(asdict(static.plan)) if static.plan != GREEDY else None,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_new_tokens=sampling.max_new_tokens,
@@ -194,11 +195,11 @@ class Grouped:
 
     def condition(self, examples: Sequence[Example], bench: Bench) -> list[Conditioning]:
         if len(self.members) == 1:
-            return [Conditioning(self.members[0].prompt, self.members[0].adapter)] * len(examples)
+            return self.members[0].condition(examples, bench)
         latents_UD, which = self.maker.encode(examples, bench)
         nearest = (latents_UD.cpu() @ torch.tensor(self.centres).T).argmax(-1).tolist()
         chosen = [self.members[nearest[i]] for i in which]
-        return [Conditioning(member.prompt, member.adapter) for member in chosen]
+        return [Conditioning(member.prompt, member.adapter, member.plan) for member in chosen]
 
 
 def group(tuned: MetaTuned, examples: Sequence[Example], latents_BD: Tensor, groups: int, bench: Bench) -> Grouped:
@@ -214,5 +215,5 @@ def group(tuned: MetaTuned, examples: Sequence[Example], latents_BD: Tensor, gro
     nearest = [examples[i] for i in (centre @ latents_BD.T).argmax(-1).tolist()]
     adapters = tuned.adapters_at(centre.to(tuned.generator.model.device))
     prompts = tuned.greedy_prompts(nearest, bench)
-    members = tuple(Fixed(p, a) for p, a in zip(prompts, adapters, strict=True))
+    members = tuple(Fixed(p, a, tuned.plan) for p, a in zip(prompts, adapters, strict=True))
     return Grouped(tuned, members, centre.tolist(), [int((labels == i).sum()) for i in kept])

@@ -9,11 +9,12 @@ from typing import Any
 from cotune.config import RunConfig, resolve
 from cotune.errors import UsageError
 from cotune.experiment import scores
+from cotune.plans import regraded
 from cotune.record import json_line, read_json, read_rows, write_atomic, write_json
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
 from cotune.tasks.grading import GRADER_VERSION
-from cotune.values import Example, Grade
+from cotune.values import Example
 
 
 def open_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -62,13 +63,17 @@ def regrade(folder: Path) -> dict[str, Any]:
 
 def _regraded(task: Task, row: dict[str, Any], changed: list[dict[str, Any]]) -> dict[str, Any]:
     example = Example(row["id"], "", row["reference"], choices=tuple(row.get("choices", ())))
-    grade: Grade = task.grade(example, row["completion"], row["truncated"])
+    if "samples" in row:
+        grade, follows = regraded(task, example, row)
+    else:
+        grade, follows = task.grade(example, row["completion"], row["truncated"]), {}
     new: dict[str, Any] = {
         "prediction": grade.prediction,
         "outcome": grade.outcome.value,
         "score": grade.score,
         "metrics": dict(grade.metrics),
         "note": grade.note,
+        **follows,
     }
     old: Mapping[str, Any] = {key: row[key] for key in new}
     if old != new:

@@ -24,10 +24,20 @@ from cotune.ledger import Spent
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors, PendingLora
 from cotune.models.metatuner.generator import MetaTuner
+from cotune.plans import loaded_plan, saved_plan
 from cotune.rewrite import rewrite_messages
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
-from cotune.values import Completion, Conditioning, Demonstration, Example, Prompt, Tuned
+from cotune.values import (
+    GREEDY,
+    Completion,
+    Conditioning,
+    Demonstration,
+    Example,
+    InferencePlan,
+    Prompt,
+    Tuned,
+)
 
 Branch = Literal["per-example", "fixed", "off"]
 _WEIGHTS = "metatuner.safetensors"
@@ -58,6 +68,7 @@ class MetaTuned(Tuned):
     actor: str
     settings: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, int]]
+    plan: InferencePlan = GREEDY
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
@@ -83,7 +94,8 @@ class MetaTuned(Tuned):
         """
         self._check_actor(bench)
         prompts = self.greedy_prompts(examples, bench)
-        return [Conditioning(p, a) for p, a in zip(prompts, self.adapters(examples, bench), strict=True)]
+        adapters = self.adapters(examples, bench)
+        return [Conditioning(p, a, self.plan) for p, a in zip(prompts, adapters, strict=True)]
 
     def greedy_prompts(self, examples: Sequence[Example], bench: Bench, frozen: bool = False) -> list[Prompt]:
         """One prompt per example from G_(phi_s, phi_p), or with `frozen` from G_(phi_s, phi_p')."""
@@ -212,6 +224,7 @@ class MetaTuned(Tuned):
             "actor": self.actor,
             "settings": dict(self.settings),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            **saved_plan(self.plan),
         }
         (folder / "tuned.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -240,7 +253,7 @@ class MetaTuned(Tuned):
             tuned.tuner.load(tensors)
         except (FileNotFoundError, SafetensorError, KeyError, RuntimeError) as error:
             raise UsageError(f"{folder / _WEIGHTS} is missing or damaged ({error}); run the tuning again.") from None
-        return tuned
+        return replace(tuned, plan=loaded_plan(content))
 
 
 def usable(completion: Completion) -> str | None:

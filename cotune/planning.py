@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -52,9 +53,10 @@ def plan(config: RunConfig) -> dict[str, Any]:
     tuning = _cost(strategy.plan(load), outlined.parameters_count)
     limits = config.budget.model_dump(include={"tokens", "flops"}, exclude_none=True)
     twice = min(test, _answered_twice(config))
+    measuring = replace(load, limit=sampling.max_new_tokens)
     measured = [
-        Work.generation(f"measure on {config.measured}", cells * test, load.question, sampling.max_new_tokens),
-        *([Work.generation("noise", twice, load.question, sampling.max_new_tokens)] if twice else []),
+        measuring.answers(f"measure on {config.measured}", cells * test, load.question),
+        *([measuring.answers("noise", twice, load.question)] if twice else []),
     ]
     return {
         "config": config.model_dump(mode="json"),
@@ -83,15 +85,16 @@ def tuning_tokens(config: RunConfig) -> Callable[[RunConfig], int]:
 
 
 def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel) -> Workload:
-    learned, start = learned_task(config, task), seed_prompt(config, task).prompt
+    learned, start = learned_task(config, task), seed_prompt(config, task)
     sample = data.train[:64]
 
     def mean_tokens(texts: list[str]) -> int:
         return math.ceil(sum(outlined.token_count(t) for t in texts) / len(texts))
 
-    question = mean_tokens([outlined.render(learned.messages(start, e)) for e in sample])
+    question = mean_tokens([outlined.render(learned.messages(start.prompt, e)) for e in sample])
     reference = mean_tokens([learned.reference_completion(e) for e in sample])
-    return Workload(len(data.train), len(data.val), question, reference, decoding(config, learned).max_new_tokens)
+    limit = decoding(config, learned).max_new_tokens
+    return Workload(len(data.train), len(data.val), question, reference, limit, start.plan.samples)
 
 
 def _answering(config: RunConfig) -> BaseModel:

@@ -80,10 +80,12 @@ def _answered(
         conditionings = opened.tuned.condition(examples, bench)
         done = evaluate(opened.task, examples, conditionings, opened.sampling, bench, label="predict")
     lines: dict[int, dict[str, Any]] = {number: {"row": number, "error": reason} for number, reason in errors.items()}
-    columns = (examples, conditionings, done.completions, done.grades)
-    for (number, graded), example, c, completion, grade in zip(answered.items(), *columns, strict=True):
+    columns = (examples, conditionings, done.completions, done.grades, done.samples)
+    for (number, graded), example, c, completion, grade, samples in zip(answered.items(), *columns, strict=True):
         prediction = {"prediction": grade.prediction, "completion": completion.text, "truncated": completion.truncated}
         line: dict[str, Any] = {"row": number, "id": example.id, **prediction, "instruction": c.prompt.instruction}
+        if samples:
+            line |= {"samples": len(samples.votes), "agreement": samples.agreement}
         if graded:
             line |= {"outcome": grade.outcome.value, "score": grade.score}
         lines[number] = line

@@ -15,7 +15,7 @@ from cotune.bench import Bench
 from cotune.engines.base import Sampling
 from cotune.evaluate import evaluate
 from cotune.tasks.base import Task
-from cotune.values import Adapter, Conditioning, Example, Prompt
+from cotune.values import GREEDY, Adapter, Conditioning, Example, InferencePlan, Prompt
 
 # A candidate is dropped when the mean of its paired differences to the best prompt is below 0 by this many standard
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
@@ -56,18 +56,25 @@ def size(prompt: Prompt) -> int:
 
 
 class Board:
-    """Scores of prompts on the search examples under one adapter; nothing is run twice.
+    """Scores of prompts on the search examples under one adapter and one inference plan; nothing is run twice.
 
     Every prompt runs the examples in the same order, so what it has run is always a prefix, and any two prompts are
     compared on the same examples.
     """
 
     def __init__(
-        self, task: Task, examples: Sequence[Example], adapter: Adapter | None, sampling: Sampling, bench: Bench
+        self,
+        task: Task,
+        examples: Sequence[Example],
+        adapter: Adapter | None,
+        sampling: Sampling,
+        bench: Bench,
+        plan: InferencePlan = GREEDY,
     ) -> None:
         self.examples = tuple(examples)
         self._task = task
         self._adapter = adapter
+        self._plan = plan
         self._sampling = sampling
         self._bench = bench
         self._scores: dict[str, list[float]] = {}
@@ -77,7 +84,7 @@ class Board:
         missing = [(p, e) for p in prompts for e in self.examples[len(self.scores(p)) : n]]
         if not missing:
             return
-        conditionings = [Conditioning(p, self._adapter) for p, _ in missing]
+        conditionings = [Conditioning(p, self._adapter, self._plan) for p, _ in missing]
         done = evaluate(self._task, [e for _, e in missing], conditionings, self._sampling, self._bench, "search")
         for (prompt, _), grade in zip(missing, done.grades, strict=True):
             self._scores.setdefault(prompt.digest, []).append(grade.score)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 def full_digest(value: Any) -> str:
@@ -112,12 +112,34 @@ class Adapter(Protocol):
     def digest(self) -> str: ...
 
 
+Aggregation = Literal["greedy", "majority", "best-of", "weighted-best-of"]
+
+
+@dataclass(frozen=True)
+class InferencePlan:
+    """How an example is answered: `samples` completions, made into one answer by `aggregation` (plans.py).
+
+    "greedy" is one completion, decoded as the run decodes (`decoding` in its config); the others draw at this
+    `temperature` and `top_p`. `scorer` names what ranks completions, for best-of and weighted-best-of alone.
+    """
+
+    aggregation: Aggregation = "greedy"
+    samples: int = 1
+    scorer: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+GREEDY = InferencePlan()
+
+
 @dataclass(frozen=True)
 class Conditioning:
-    """Which prompt and which adapter answer one example. (The inference plan joins here when it is a lever.)"""
+    """Which prompt, which adapter and which inference plan answer one example."""
 
     prompt: Prompt
     adapter: Adapter | None = None
+    plan: InferencePlan = GREEDY
 
 
 class Tuned(ABC):
@@ -141,14 +163,42 @@ class Tuned(ABC):
 
 
 @dataclass(frozen=True)
+class Samples:
+    """The N completions behind one answer, in the order drawn, and what each answers.
+
+    `votes` are spellings that equal answers share (`Task.vote`; None: nothing could be read), `scores` what the plan's
+    scorer gives each completion (None where it cannot; empty without a scorer that reads them). `shares` is the chance
+    of each vote to be the answer, `chosen` the completion that speaks for it: the first that gives one of the tied.
+    """
+
+    completions: tuple[Completion, ...]
+    votes: tuple[str | None, ...]
+    scores: tuple[float | None, ...]
+    shares: Mapping[str | None, float]
+    chosen: int
+
+    @property
+    def agreement(self) -> float:
+        """The share of the completions that give the chosen answer."""
+        return self.votes.count(self.votes[self.chosen]) / len(self.votes)
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Per-example results of one conditioning policy, in the order of `examples`."""
+    """Per-example results of one conditioning policy, in the order of `examples`.
+
+    Under a plan of several samples the completion is the one that speaks for the answer, the grade's score and metrics
+    are expected over tied answers, `samples` has all completions and `worth` the score of each vote. Both are None for
+    a greedy example.
+    """
 
     examples: tuple[Example, ...]
     conditionings: tuple[Conditioning, ...]
     rendered: tuple[str, ...]
     completions: tuple[Completion, ...]
     grades: tuple[Grade, ...]
+    samples: tuple[Samples | None, ...]
+    worth: tuple[Mapping[str | None, float] | None, ...]
 
     @property
     def score(self) -> float:

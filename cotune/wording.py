@@ -33,12 +33,26 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     others = {k: v for k, v in summary["metrics"].items() if k != summary["headline"]}
     if others:
         lines.append("  also " + ", ".join(f"{name} {100 * value:.1f}%" for name, value in others.items()))
+    lines += plan_lines(summary.get("plan") or {})
     if summary.get("cells"):
         cells = ", ".join(f"{cell} {100 * value:.1f}%" for cell, value in summary["cells"].items())
         lines.append(f"  2x2 (prompt/weights) {cells}")
     lines += cost_lines(summary)
     lines += noise_lines(summary.get("noise") or {"promised": True})
     lines += [f"  note: {note}" for note in summary.get("notes") or ()]
+    return lines
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The inference plan, and the score at every smaller number of samples; nothing for a greedy run."""
+    lines = []
+    for p in plan.get("plans", ()):
+        by = f" by {p['scorer']}" if p["scorer"] else ""
+        drawn = f"temperature {p['temperature']:g}, top_p {p['top_p']:g}"
+        lines.append(f"  plan: {p['aggregation']} of {p['samples']}{by} ({drawn})")
+    if plan.get("curve"):
+        points = ", ".join(f"{p['samples']}: {100 * p['score']:.1f}%" for p in plan["curve"])
+        lines.append(f"    by number of samples, from the same draws: {points}")
     return lines
 
 

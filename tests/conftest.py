@@ -75,7 +75,7 @@ def random_base(random_model_dir: Path) -> BaseModel:
     return load(str(random_model_dir))
 
 
-def _run(out: Path, model: Path, strategy: str, tokens: int, **settings: object) -> Path:
+def finished_run(out: Path, model: Path, strategy: str, tokens: int, **settings: object) -> Path:
     """A finished run on eight train, four val and two test examples of micro-gsm8k, through the command line."""
     from typer.testing import CliRunner
 
@@ -92,7 +92,7 @@ def _run(out: Path, model: Path, strategy: str, tokens: int, **settings: object)
 
 @pytest.fixture(scope="session")
 def joint_run(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> Path:
-    return _run(
+    return finished_run(
         tmp_path_factory.mktemp("joint"), random_model_dir, "joint", 4,
         joint__rank=2, joint__width=8, joint__generator_rank=2, joint__rollouts=2, joint__rollout_examples=4,
         joint__warmup_epochs=1, joint__epochs=1, joint__learning_rate=0.02, joint__max_prompt_tokens=6,
@@ -102,7 +102,7 @@ def joint_run(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) 
 @pytest.fixture(scope="session")
 def lora_run(tmp_path_factory: pytest.TempPathFactory, random_model_dir: Path) -> Path:
     """Its rate is high enough that a few steps change the completions."""
-    return _run(
+    return finished_run(
         tmp_path_factory.mktemp("lora"), random_model_dir, "lora-only", 12,
         weights__rank=2, weights__epochs=2, weights__learning_rate=0.05, weights__batch_size=4,
     )  # fmt: skip

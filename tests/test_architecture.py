@@ -33,6 +33,8 @@ RANK = {
     "models": 4,
     "bandits": 5,
     "difficulty": 5,
+    "scorers": 3,
+    "plans": 6,
     "engines": 5,
     "standing": 5,
     "progress_file": 6,

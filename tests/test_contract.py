@@ -29,7 +29,7 @@ from cotune.strategies import STRATEGIES, load_tuned
 from cotune.strategies.base import Problem, Workload
 from cotune.strategies.prompt_methods import METHODS
 from cotune.tasks import task as make_task
-from cotune.values import Completion, Conditioning, Event, Example, Grade, Outcome, Tuned
+from cotune.values import Completion, Conditioning, Event, Example, Grade, InferencePlan, Outcome, Tuned
 
 # Everything on, at the smallest size that still goes through every part.
 SMALL: dict[str, Any] = {
@@ -175,8 +175,8 @@ def saved(tuned: Tuned, folder: Path) -> dict[str, bytes]:
 
 
 def same(left: Sequence[Conditioning], right: Sequence[Conditioning]) -> bool:
-    def key(c: Conditioning) -> tuple[str, str | None]:
-        return c.prompt.digest, c.adapter.digest if c.adapter else None
+    def key(c: Conditioning) -> tuple[str, str | None, InferencePlan]:
+        return c.prompt.digest, c.adapter.digest if c.adapter else None, c.plan
 
     return [key(c) for c in left] == [key(c) for c in right]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cotune.compare.runs import Run
-from cotune.config import REPETITIONS, resolve
+from cotune.config import REPETITIONS, filled, resolve
 from cotune.errors import UsageError
 from cotune.values import digest
 
@@ -41,7 +41,7 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
     labels = {}
     for strategy in {run.strategy for run in runs}:
         same = [run for run in runs if run.strategy == strategy]
-        settings = {run: _flat(run.config, strategy) for run in same}
+        settings = {run: _flat(filled(run.config), strategy) for run in same}
         own = [run for run in same if not _matched(run)] or same
         variants = list({repr(sorted(settings[run].items(), key=str)): settings[run] for run in own}.values())
         default = _default(same[0], strategy)
@@ -75,7 +75,7 @@ def _default(run: Run, strategy: str) -> dict[str, str]:
     """Dotted setting -> its default for the run's task and model, as `repr`; empty when that is no config."""
     named = {key: run.config.get(key) for key in ("strategy", "model", "task")}
     try:
-        return {k: repr(v) for k, v in _flat(resolve(named).model_dump(mode="json"), strategy).items()}
+        return {k: repr(v) for k, v in _flat(filled(resolve(named).model_dump(mode="json")), strategy).items()}
     except UsageError:
         return {}
 
@@ -110,7 +110,7 @@ def changed(config: Mapping[str, Any]) -> dict[str, Any]:
     names = {key: config.get(key) for key in ("strategy", "model", "task")}
     if not all(isinstance(name, str) for name in names.values()):
         return {}
-    default = resolve(names).model_dump(mode="json")
+    default = filled(resolve(names).model_dump(mode="json"))
     return names | dict(_differences(config, default))
 
 

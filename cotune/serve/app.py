@@ -53,10 +53,10 @@ def application(opened: Opened, worker: Worker, loopback: bool = True) -> Starle
     async def chat(request: Request) -> JSONResponse:
         asked = read(await _body(request), opened.name)
         question = example_of(asked, fields, opened.task.choices)
-        future = worker.ask(question, asked.sampling(opened.sampling))
-        conditioning, completions = await asyncio.wrap_future(future)
+        future = worker.ask(question, asked.sampling(opened.sampling), asked.drawing(opened.sampling))
+        conditioning, completions, samples = await asyncio.wrap_future(future)
         identity = f"chatcmpl-{uuid.uuid4().hex}"
-        return JSONResponse(reply(identity, int(time.time()), asked, conditioning, completions))
+        return JSONResponse(reply(identity, int(time.time()), asked, conditioning, completions, samples))
 
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:

@@ -5,13 +5,14 @@ The rest is refused with a sentence rather than ignored. Knows nothing of HTTP, 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cotune.engines.base import Sampling
-from cotune.values import Completion, Conditioning, Example
+from cotune.values import Completion, Conditioning, Example, Samples
 
 
 class Refused(Exception):
@@ -53,8 +54,8 @@ class ChatRequest(_Strict):
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def sampling(self, plan: Sampling) -> Sampling:
-        """`plan` with what is asked for instead. Greedy requests do not differ by what only sampling reads."""
+    def sampling(self, decoding: Sampling) -> Sampling:
+        """`decoding` with what is asked for instead. Greedy requests do not differ by what only sampling reads."""
         asked = {
             "max_new_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": self.temperature,
@@ -62,8 +63,16 @@ class ChatRequest(_Strict):
             "seed": self.seed,
         }
         asked = {name: value for name, value in asked.items() if value is not None}
-        sampling = replace(plan, n=self.n, **asked)  # type: ignore[arg-type]
-        return replace(sampling, seed=plan.seed, top_p=plan.top_p) if sampling.temperature == 0 else sampling
+        sampling = replace(decoding, n=self.n, **asked)  # type: ignore[arg-type]
+        return replace(sampling, seed=decoding.seed, top_p=decoding.top_p) if sampling.temperature == 0 else sampling
+
+    def drawing(self, decoding: Sampling) -> Sampling | None:
+        """What an inference plan of several samples draws with. None for a request that says itself how to sample: it
+        gets as many single completions as it asks for."""
+        if self.temperature is not None or self.top_p is not None or self.n > 1:
+            return None
+        limit = self.max_completion_tokens or self.max_tokens or decoding.max_new_tokens
+        return replace(decoding, max_new_tokens=limit, seed=decoding.seed if self.seed is None else self.seed)
 
 
 def read(body: bytes, served: str) -> ChatRequest:
@@ -117,11 +126,21 @@ def example_of(request: ChatRequest, fields: tuple[str, ...], choices: int) -> E
 
 
 def reply(
-    identity: str, created: int, request: ChatRequest, conditioning: Conditioning, completions: list[Completion]
+    identity: str,
+    created: int,
+    request: ChatRequest,
+    conditioning: Conditioning,
+    completions: Sequence[Completion],
+    samples: Samples | None = None,
 ) -> dict[str, Any]:
-    """A chat.completion. `usage` counts the answer; `cotune` says which instruction and adapter gave it."""
-    read, written = completions[0].prompt_tokens, sum(c.generated_tokens for c in completions)
+    """A chat.completion. `usage` counts all that was generated; `cotune` says which instruction and adapter gave it,
+    and where a plan made one answer of several `samples`, how many there were and the share that agrees with it."""
+    generated = samples.completions if samples else completions
+    read, written = generated[0].prompt_tokens, sum(c.generated_tokens for c in generated)
     adapter = conditioning.adapter.digest if conditioning.adapter else None
+    made: dict[str, Any] = {"instruction": conditioning.prompt.instruction, "adapter": adapter}
+    if samples:
+        made |= {"plan": asdict(conditioning.plan), "agreement": samples.agreement}
     return {
         "id": identity,
         "object": "chat.completion",
@@ -129,7 +148,7 @@ def reply(
         "model": request.model,
         "choices": [_choice(i, completion, request.stops) for i, completion in enumerate(completions)],
         "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
-        "cotune": {"instruction": conditioning.prompt.instruction, "adapter": adapter},
+        "cotune": made,
     }
 
 

@@ -17,14 +17,15 @@ from cotune.bench import Bench, MemoryStore
 from cotune.engines.base import Request, Sampling
 from cotune.errors import CotuneError, UsageError
 from cotune.opened import Opened
+from cotune.plans import decided, sampling_of, scored
 from cotune.serve.protocol import Refused
-from cotune.values import Completion, Conditioning, Example
+from cotune.values import GREEDY, Completion, Conditioning, Example, Samples
 
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 1024
 
-Answer = tuple[Conditioning, list[Completion]]
+Answer = tuple[Conditioning, list[Completion], Samples | None]
 
 
 class _Forgetful(MemoryStore):
@@ -37,6 +38,7 @@ class _Forgetful(MemoryStore):
 class _Job:
     example: Example
     sampling: Sampling
+    drawing: Sampling | None
     answer: Future[Answer] = field(default_factory=Future)
 
 
@@ -58,9 +60,12 @@ class Worker:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def ask(self, example: Example, sampling: Sampling) -> Future[Answer]:
-        """The future raises Refused. Raises Refused itself when too many are waiting."""
-        job = _Job(example, sampling)
+    def ask(self, example: Example, sampling: Sampling, drawing: Sampling | None = None) -> Future[Answer]:
+        """`drawing`, if given, is what a plan of several samples draws with in place of `sampling`.
+
+        The future raises Refused. Raises Refused itself when too many are waiting.
+        """
+        job = _Job(example, sampling, drawing)
         try:
             self._queue.put_nowait(job)
         except Full:
@@ -110,11 +115,24 @@ class Worker:
             ]
             for job, request in zip(jobs, requests, strict=True):
                 bench.engine.plan([request], job.sampling)  # says when it is too long
-            for sampling in dict.fromkeys(job.sampling for job in jobs):
-                chosen = [i for i, job in enumerate(jobs) if job.sampling == sampling]
+            wanted = [
+                job.sampling if job.drawing is None or c.plan == GREEDY else sampling_of(c.plan, job.drawing)
+                for job, c in zip(jobs, conditionings, strict=True)
+            ]
+            for sampling in dict.fromkeys(wanted):
+                chosen = [i for i, own in enumerate(wanted) if own == sampling]
                 rows = bench.generate([requests[i] for i in chosen], sampling)
-                answers |= {i: (conditionings[i], row) for i, row in zip(chosen, rows, strict=True)}
+                for i, row in zip(chosen, rows, strict=True):
+                    answers[i] = self._answered(jobs[i], conditionings[i], requests[i], row)
         return [answers[i] for i in range(len(jobs))]
+
+    def _answered(self, job: _Job, conditioning: Conditioning, request: Request, row: list[Completion]) -> Answer:
+        plan = conditioning.plan
+        if plan == GREEDY or job.drawing is None:
+            return conditioning, row, None
+        scores = scored(plan, request.prompt, row)
+        samples = decided(self.opened.task, job.example, plan, row, scores)
+        return conditioning, [row[samples.chosen]], samples
 
 
 def _refusal(error: Exception) -> Refused:

@@ -18,8 +18,9 @@ from cotune.engines.base import Sampling
 from cotune.errors import CotuneError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors
+from cotune.plans import loaded_plan, saved_plan
 from cotune.tasks.base import Task
-from cotune.values import Conditioning, Demonstration, Example, Prompt, Tuned
+from cotune.values import GREEDY, Conditioning, Demonstration, Example, InferencePlan, Prompt, Tuned
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Workload:
     """What decides the cost of tuning: numbers of examples and mean lengths in tokens.
 
     `question` is a rendered question under the seed prompt, `reference` a reference completion, `limit` the longest
-    completion that decoding allows.
+    completion that decoding allows. `samples` is how many completions the inference plan takes to answer a question.
     """
 
     train: int
@@ -51,6 +52,11 @@ class Workload:
     question: int
     reference: int
     limit: int
+    samples: int = 1
+
+    def answers(self, what: str, questions: int, prompt: int) -> Work:
+        """So many questions answered under the inference plan; at most, each sample reads its prompt."""
+        return Work.generation(what, questions * self.samples, prompt, self.limit)
 
 
 @dataclass(frozen=True)
@@ -88,27 +94,29 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True)
 class Fixed(Tuned):
-    """One prompt and at most one static adapter for every example."""
+    """One prompt, at most one static adapter and one inference plan for every example."""
 
     prompt: Prompt
     adapter: LoraFactors | None = None
+    plan: InferencePlan = GREEDY
 
     def condition(self, examples: Sequence[Example], bench: Any) -> list[Conditioning]:
-        return [Conditioning(self.prompt, self.adapter)] * len(examples)
+        return [Conditioning(self.prompt, self.adapter, self.plan)] * len(examples)
 
     def save(self, folder: Path) -> None:
-        """`tuned.json` with the prompt, and `adapter/` in PEFT format when there is one."""
+        """`tuned.json` with the prompt and a plan that is not greedy; an adapter in PEFT format in `adapter/`."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.adapter:
             self.adapter.save(folder / "adapter")
         content = {"kind": "fixed", "prompt": asdict(self.prompt), "adapter": self.adapter is not None}
+        content |= saved_plan(self.plan)
         (folder / "tuned.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, content: Mapping[str, Any]) -> Fixed:
         demos = tuple(Demonstration(**d) for d in content["prompt"]["demonstrations"])
         prompt = Prompt(content["prompt"]["instruction"], demos)
-        return cls(prompt, LoraFactors.load(folder / "adapter") if content["adapter"] else None)
+        return cls(prompt, LoraFactors.load(folder / "adapter") if content["adapter"] else None, loaded_plan(content))
 
 
 def fixed(start: Tuned, strategy: str) -> Fixed:

@@ -84,7 +84,7 @@ class Joint:
                 0,
                 (s.warmup_epochs + s.epochs) * rows * (query + s.max_prompt_tokens + load.question + load.reference),
             ),
-            Work.generation("choose the round on val", chosen, load.question, load.limit),
+            load.answers("choose the round on val", chosen, load.question),
         ]
         if s.source != "gold":
             works.insert(0, Work.generation("own completions", load.train * n, load.question, load.limit))
@@ -104,7 +104,7 @@ class Joint:
                 f"With joint.prompt_signal = 'gumbel' {problem.base.name} reads the token distribution of "
                 f"{problem.generator.name}, so both need one vocabulary. Give a --generator of the same family."
             )
-        tuned = self._untrained(begin.prompt, problem, bench)
+        tuned = replace(self._untrained(begin.prompt, problem, bench), plan=begin.plan)
         teacher = replace(self.teacher, max_new_tokens=problem.sampling.max_new_tokens, seed=bench.seed_for("teacher"))
         val = problem.val[: self.choice_examples]
         run = _Run(self.settings, teacher, tuned, problem, val, bench, self.gradient_checkpointing)

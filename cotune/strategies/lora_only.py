@@ -64,7 +64,7 @@ class LoraOnly:
         sampled, answered = load.train * c.samples, load.question + load.limit
         rolled = Work.generation("own completions", sampled, load.question, load.limit)
         chosen = min(self.choice_examples, load.val)
-        choose = Work.generation("choose the epoch on val", c.epochs * chosen, load.question, load.limit)
+        choose = load.answers("choose the epoch on val", c.epochs * chosen, load.question)
         if c.method == "sft":
             return [Work("train", 0, 0, c.epochs * load.train * (load.question + load.reference)), choose]
         if c.method in ("grpo", "ppo"):
@@ -156,7 +156,7 @@ class LoraOnly:
             except BudgetExhausted as stop:
                 bench.emit("budget", where="rollouts", message=str(stop))
                 break
-            score = self._score(Fixed(begin.prompt, policy.snapshot()), problem, bench)
+            score = self._score(replace(begin, adapter=policy.snapshot()), problem, bench)
             if score is None:
                 break
             if score > max(meta["scores"], default=-1.0):
@@ -169,7 +169,7 @@ class LoraOnly:
             return None
         bench.emit("chosen", epoch=scores.index(max(scores)) + 1, val_score=max(scores))
         factors = {name: (best[f"{name}.a"], best[f"{name}.b"]) for name in policy.factors}
-        return Fixed(begin.prompt, LoraFactors(factors, c.scaling))
+        return replace(begin, adapter=LoraFactors(factors, c.scaling))
 
     def _score(self, candidate: Fixed, problem: Problem, bench: Bench) -> float | None:
         """Val score, or None when the budget cannot pay for it."""

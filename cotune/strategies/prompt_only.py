@@ -56,9 +56,9 @@ class PromptOnly:
         chosen = (self.finalists + 1) * min(self.choice_examples, load.val)
         shown = load.question + self.method.demonstrations * (load.question + load.reference)
         return [
-            Work.generation("score the start prompt", driving, load.question, load.limit),
+            load.answers("score the start prompt", driving, load.question),
             *self.method.plan(load, driving, teaching),
-            Work.generation("choose on val", chosen, shown, load.limit),
+            load.answers("choose on val", chosen, shown),
         ]
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
@@ -77,11 +77,9 @@ class PromptOnly:
             special_tokens=problem.base.special_tokens,
             fits=_fits(problem, [*driving, *teaching, *choosing], bench),
         )
-        board = Board(problem.task, driving, begin.adapter, problem.sampling, bench)
+        board = Board(problem.task, driving, begin.adapter, problem.sampling, bench, begin.plan)
         search = PromptSearch(begin.prompt, board, banned.reject, bench, minibatch=self.minibatch, racing=self.racing)
-        ground = Ground(
-            search, problem.task, tuple(teaching), begin.adapter, problem.sampling, problem.generator, bench
-        )
+        ground = Ground(search, problem.task, tuple(teaching), begin, problem.sampling, problem.generator, bench)
         try:
             search.begin()
             found = self.method.search(ground)

@@ -75,6 +75,13 @@ class Task(ABC):
         In a truncated completion only an explicitly marked final answer counts; else Outcome.TRUNCATED.
         """
 
+    def vote(self, example: Example, completion: str, truncated: bool = False) -> str | None:
+        """What the completion answers, in one spelling for answers that mean the same; None: nothing could be read.
+
+        What samples are aggregated by, so the task's own read no reference. This fallback does, through `grade`.
+        """
+        return self.grade(example, completion, truncated).prediction
+
     def read_reference(self, text: str, choices: tuple[str, ...] = ()) -> str:
         """The reference in a bare answer or in the whole official answer (`cotune grade`). Raises UnusableRow."""
         return text.strip()

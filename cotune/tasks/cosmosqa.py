@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cotune.tasks.base import HubSource, Task, UnusableRow
-from cotune.tasks.grading import LETTERS, grade_choice, read_choice
+from cotune.tasks.grading import LETTERS, final_choice, grade_choice, read, read_choice
 from cotune.values import Example, Grade
 
 
@@ -54,6 +54,10 @@ class CosmosQA(Task):
 
     def reference_completion(self, example: Example) -> str:
         return f"{example.rationale}\nAnswer: {example.reference}".lstrip()
+
+    def vote(self, example: Example, completion: str, truncated: bool = False) -> str | None:
+        """The letter."""
+        return read(lambda text: final_choice(text, example.choices), completion, truncated)
 
     def grade(self, example: Example, completion: str, truncated: bool = False) -> Grade:
         return grade_choice(example.reference, example.choices, completion, truncated)

@@ -248,6 +248,15 @@ def grade_choice(reference: str, choices: tuple[str, ...], completion: str, trun
 # --- all -------------------------------------------------------------------------------------------------------
 
 
+def read(extract: Callable[[str], Extracted], completion: str, truncated: bool) -> str | None:
+    """The prediction that a grade of this completion has, without a reference. Never raises."""
+    try:
+        found = extract(scrub(completion))
+    except Exception:  # a completion can be anything
+        return None
+    return None if truncated and not found.explicit else found.text
+
+
 def _settle(
     extract: Callable[[], Extracted],
     score: Callable[[str], Mapping[str, float]],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cotune.tasks.base import HubSource, Task, UnusableRow
-from cotune.tasks.grading import grade_number, numbers
+from cotune.tasks.grading import final_number, grade_number, numbers, read, value
 from cotune.values import Example, Grade
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -49,6 +49,11 @@ class Gsm8k(Task):
 
     def reference_completion(self, example: Example) -> str:
         return f"{example.rationale}\n#### {example.reference}".lstrip()
+
+    def vote(self, example: Example, completion: str, truncated: bool = False) -> str | None:
+        """Equal numbers vote together: `18.00` is 18."""
+        prediction = read(final_number, completion, truncated)
+        return None if prediction is None else str(value(prediction))
 
     def grade(self, example: Example, completion: str, truncated: bool = False) -> Grade:
         return grade_number(example.reference, completion, truncated)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from cotune.tasks.base import HubSource, Task, UnusableRow
-from cotune.tasks.grading import grade_span
+from cotune.tasks.grading import final_span, grade_span, normalise_span, read
 from cotune.values import Example, Grade
 
 
@@ -61,6 +61,11 @@ class HotpotQA(Task):
 
     def reference_completion(self, example: Example) -> str:
         return f"{example.rationale}\nAnswer: {example.reference}".lstrip()
+
+    def vote(self, example: Example, completion: str, truncated: bool = False) -> str | None:
+        """Spans vote together when they are one after the official normalisation."""
+        prediction = read(final_span, completion, truncated)
+        return None if prediction is None else normalise_span(prediction)
 
     def grade(self, example: Example, completion: str, truncated: bool = False) -> Grade:
         return grade_span(example.reference, completion, truncated)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cotune.tasks.base import HubSource, Task, UnusableRow
-from cotune.tasks.grading import grade_math, last_boxed
+from cotune.tasks.grading import final_expression, grade_math, last_boxed, read
 from cotune.values import Example, Grade
 
 _SUBJECTS = (
@@ -54,6 +54,12 @@ class Math(Task):
 
     def reference_completion(self, example: Example) -> str:
         return example.rationale
+
+    def vote(self, example: Example, completion: str, truncated: bool = False) -> str | None:
+        """Answers vote together when they differ in spaces alone. (That two expressions are equal takes a proof for
+        every pair, see equality.py; which of the equal ones to count would depend on their order.)"""
+        prediction = read(final_expression, completion, truncated)
+        return None if prediction is None else "".join(prediction.split())
 
     def grade(self, example: Example, completion: str, truncated: bool = False) -> Grade:
         return grade_math(example.reference, completion, truncated)

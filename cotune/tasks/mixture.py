@@ -40,6 +40,9 @@ class Mixture(Task):
     def reference_completion(self, example: Example) -> str:
         return self._of(example).reference_completion(example)
 
+    def vote(self, example: Example, completion: str, truncated: bool = False) -> str | None:
+        return self._of(example).vote(example, completion, truncated)
+
     def grade(self, example: Example, completion: str, truncated: bool = False) -> Grade:
         return self._of(example).grade(example, completion, truncated)
 

@@ -7,7 +7,7 @@ the val examples nor the other methods.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Protocol, Self
 
@@ -16,7 +16,6 @@ from cotune.config import RunConfig
 from cotune.engines.base import Sampling
 from cotune.errors import UsageError
 from cotune.models.base import BaseModel
-from cotune.models.lora import LoraFactors
 from cotune.proposers import Proposing
 from cotune.proposers.demonstrations import DemonstrationProposer
 from cotune.search import PromptSearch, size
@@ -42,26 +41,27 @@ class Finalist:
 class Ground:
     """What one search works with. `search` has the start prompt, the examples that score, and the junk filter.
 
-    `teaching` are train examples apart from those (where a method needs some and there are enough), `adapter` is the
-    one that answers, `generator` the model of the proposer `model:NAME`.
+    `teaching` are train examples apart from those (where a method needs some and there are enough), `start` has
+    the adapter that answers and the plan that is scored under, `generator` is the model of the proposer `model:NAME`.
     """
 
     search: PromptSearch
     task: Task
     teaching: tuple[Example, ...]
-    adapter: LoraFactors | None
+    start: Fixed
     sampling: Sampling
     generator: BaseModel
     bench: Bench
 
     def demonstrations(self, most: int, sets: int) -> DemonstrationProposer:
         """Proposes `sets` sets of at most `most` accepted answers to the teaching examples."""
-        return DemonstrationProposer(self.task, self.teaching, self.adapter, self.sampling, most=most, sets=sets)
+        return DemonstrationProposer(self.task, self.teaching, self.start.adapter, self.sampling, most=most, sets=sets)
 
     def finalists(self) -> list[Finalist]:
         """Every prompt that ran on all search examples, best first."""
         return [
-            Finalist(Fixed(s.prompt, self.adapter), s.origin, s.score, size(s.prompt)) for s in self.search.ranking()
+            Finalist(replace(self.start, prompt=s.prompt), s.origin, s.score, size(s.prompt))
+            for s in self.search.ranking()
         ]
 
 

@@ -33,7 +33,7 @@ class Bootstrap:
         calls = self.rounds * (self.sets + 2) * driving
         return [
             Work.generation("own demonstrations", self.rounds * teaching, load.question, load.limit),
-            Work.generation("score demonstrations", calls, with_demos, load.limit),
+            load.answers("score demonstrations", calls, with_demos),
         ]
 
     def search(self, ground: Ground) -> list[Finalist]:

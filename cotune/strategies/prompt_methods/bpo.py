@@ -82,7 +82,7 @@ class Bpo:
             Work.generation("improve instructions", improved, load.question + 2 * load.limit, length),
             Work("train the rewriter", 0, 0, s.epochs * improved * (query + s.max_prompt_tokens)),
             Work.generation("rewrite", 2 * driving, query, s.max_prompt_tokens),
-            Work.generation("score the rewriter", driving, load.question, load.limit),
+            load.answers("score the rewriter", driving, load.question),
         ]
         return [work for work in works if work.calls or work.trained_tokens]
 
@@ -185,7 +185,8 @@ class Bpo:
             "seed": ground.bench.seed_for("bpo"),
         }
         start, actor = ground.search.start, ground.bench.base.digest
-        return MetaTuned.create(ground.task, start, branches, ground.generator, actor, settings, {})
+        made = MetaTuned.create(ground.task, start, branches, ground.generator, actor, settings, {})
+        return replace(made, plan=ground.start.plan)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class _Improver:
         limit, seed = ground.sampling.max_new_tokens, bench.seed_for("bpo", number)
         sampling = Sampling(limit, s.temperature, n=s.samples, seed=seed)
         requests = [
-            Request(base.render(ground.task.messages(ground.search.start, e)), ground.adapter) for e in examples
+            Request(base.render(ground.task.messages(ground.search.start, e)), ground.start.adapter) for e in examples
         ]
         found = []
         for example, completions in zip(examples, bench.generate(requests, sampling, label="rollouts"), strict=True):

@@ -97,13 +97,13 @@ class Cfpo:
         candidates = self.proposing.candidates
         tried = contents * candidates + (len(POOL) + (formats - 1) * candidates if formats else 0)
         shown = load.question + self.demonstrations * (load.question + load.reference)
-        works = [Work.generation("score candidates", tried * driving, shown, load.limit)]
+        works = [load.answers("score candidates", tried * driving, shown)]
         if self.proposing.asks:
             length = self.proposing.max_characters // 4  # about 4 characters a token
             diagnosed = contents * -(-candidates // 2)
             read = length + self.cases * (load.question + load.limit)
             works += [
-                Work.generation("answer cases", diagnosed * self.cases, shown, load.limit),
+                load.answers("answer cases", diagnosed * self.cases, shown),
                 Work.generation("diagnose", diagnosed, read, length),
                 Work.generation("rewrite parts", contents * candidates * _CHANGES[0], 2 * length, length),
             ]

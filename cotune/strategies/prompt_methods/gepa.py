@@ -49,8 +49,8 @@ class Gepa:
     def plan(self, load: Workload, driving: int, teaching: int) -> list[Work]:
         calls = self.mutations * 2 * self.minibatch
         works = [
-            Work.generation("score mutations on minibatches", calls, load.question, load.limit),
-            Work.generation("score mutations", self.mutations * driving, load.question, load.limit),
+            load.answers("score mutations on minibatches", calls, load.question),
+            load.answers("score mutations", self.mutations * driving, load.question),
         ]
         if self.proposing.asks:
             length = self.proposing.max_characters // 4  # about 4 characters a token

@@ -50,7 +50,7 @@ class Mipro:
         trial = min(self.minibatch or driving, driving)
         calls = self.rounds * (self.proposing.candidates * trial + driving)
         with_demos = load.question + self.demonstrations * shown
-        return [*works, Work.generation("score pairs", calls, with_demos, load.limit)]
+        return [*works, load.answers("score pairs", calls, with_demos)]
 
     def search(self, ground: Ground) -> list[Finalist]:
         search, bench = ground.search, ground.bench

@@ -27,7 +27,7 @@ class Opro:
 
     def plan(self, load: Workload, driving: int, teaching: int) -> list[Work]:
         calls = self.rounds * self.proposing.candidates * driving
-        works = [Work.generation("score instructions", calls, load.question + load.reference, load.limit)]
+        works = [load.answers("score instructions", calls, load.question + load.reference)]
         return [*works, *proposing(self.proposing, self.rounds, load)]
 
     def search(self, ground: Ground) -> list[Finalist]:

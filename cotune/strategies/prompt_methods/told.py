@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cotune.evaluate import evaluate
 from cotune.strategies.prompt_methods.base import Ground
-from cotune.values import Completion, Conditioning, Example, Grade, Outcome, Prompt
+from cotune.values import Completion, Example, Grade, Outcome, Prompt
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Told:
 
 def answered(ground: Ground, prompt: Prompt, examples: Sequence[Example]) -> list[Told]:
     """Each example answered under `prompt`. Raises BudgetExhausted."""
-    conditionings = [Conditioning(prompt, ground.adapter)] * len(examples)
+    conditionings = replace(ground.start, prompt=prompt).condition(examples, ground.bench)
     done = evaluate(ground.task, examples, conditionings, ground.sampling, ground.bench, label="search")
     return [Told(*row) for row in zip(done.examples, done.completions, done.grades, strict=True)]
 

@@ -1,0 +1,229 @@
+"""An inference plan carried out: what it samples, and how its N completions become one answer and one grade.
+
+Choosing reads votes and scores, never the reference; only `judged` does. What a draw of N says of every smaller number
+of completions is here too (`block_scores`, `curve`). Knows nothing of engines beyond `Sampling`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from cotune.aggregation import (
+    Answer,
+    Shares,
+    best_of_n,
+    check_n,
+    expected_score,
+    majority_vote,
+    self_consistency,
+    weighted_best_of_n,
+)
+from cotune.engines.base import Sampling
+from cotune.errors import UsageError
+from cotune.scorers import scorer
+from cotune.tasks.base import Task
+from cotune.values import GREEDY, Completion, Example, Grade, InferencePlan, Samples
+
+logger = logging.getLogger(__name__)
+
+_RANKED = ("best-of", "weighted-best-of")
+
+
+def check(plan: InferencePlan) -> InferencePlan:
+    """The plan itself. Raises UsageError for one that cannot be carried out."""
+    check_n(plan.samples)
+    if plan.aggregation == "greedy":
+        if plan != GREEDY:
+            raise UsageError(
+                "The plan greedy is one completion, decoded as `decoding` says. For several, choose plan.aggregation "
+                "= majority, best-of or weighted-best-of."
+            )
+    elif plan.samples > 1 and plan.temperature == 0:
+        raise UsageError(f"At temperature 0 {plan.samples} samples are all the same. Set plan.temperature above 0.")
+    if (plan.scorer is None) == (plan.aggregation in _RANKED):
+        needs = "needs a scorer: set plan.scorer" if plan.scorer is None else "reads no scorer: leave plan.scorer out"
+        raise UsageError(f"The plan {plan.aggregation} {needs}.")
+    if plan.scorer is not None:
+        scorer(plan.scorer)
+    return plan
+
+
+def saved_plan(plan: InferencePlan) -> dict[str, Any]:
+    """Its part of tuned.json; nothing for greedy, whose files stay what they were before there were plans."""
+    return {} if plan == GREEDY else {"plan": asdict(plan)}
+
+
+def loaded_plan(content: Mapping[str, Any]) -> InferencePlan:
+    """The plan in tuned.json. Raises UsageError for one that cannot be carried out."""
+    try:
+        return check(InferencePlan(**content["plan"])) if "plan" in content else GREEDY
+    except TypeError as error:
+        raise UsageError(
+            f"The inference plan {content['plan']!r} is damaged ({error}). Run the tuning again."
+        ) from None
+
+
+def sampling_of(plan: InferencePlan, decoding: Sampling) -> Sampling:
+    """What the engine is asked for: `decoding` itself, or `plan.samples` draws at the plan's temperature and top_p.
+
+    Sample s of a prompt is the same whatever N is, so a plan of fewer samples sees the first ones of the larger one.
+    """
+    check(plan)
+    if plan == GREEDY:
+        return decoding
+    reads = scorer(plan.scorer) if plan.scorer is not None else None
+    return replace(
+        decoding,
+        n=plan.samples,
+        temperature=plan.temperature,
+        top_p=plan.top_p,
+        logprobs=reads is not None and reads.logprobs,
+    )
+
+
+def choose(plan: InferencePlan, votes: Sequence[Answer], scores: Sequence[float | None]) -> Shares:
+    """The chance of each vote to be the answer of these completions, by the plan's aggregation.
+
+    A completion without a score counts 0, as low as a score can be: it wins nothing unless none has one (ours).
+    """
+    if plan.aggregation not in _RANKED:
+        return majority_vote(votes)
+    known = [score or 0.0 for score in scores] if scores else self_consistency(votes)
+    return (best_of_n if plan.aggregation == "best-of" else weighted_best_of_n)(votes, known)
+
+
+def scored(plan: InferencePlan, prompt: str, completions: Sequence[Completion]) -> tuple[float | None, ...]:
+    """What the plan's scorer gives each completion; empty where the plan has none, or it reads votes alone.
+
+    A scorer that raises, or gives what is no number of at least 0, has no score for the completion: one of them must
+    not cost the run. Raises UsageError when it gives another number of scores than there are completions.
+    """
+    reads = scorer(plan.scorer) if plan.scorer is not None else None
+    if reads is None:
+        return ()
+    try:
+        given = list(reads.score(prompt, completions))
+    except Exception as failure:  # it may be anybody's
+        logger.warning("The scorer %s has failed: %s: %s", plan.scorer, type(failure).__name__, failure)
+        return (None,) * len(completions)
+    if len(given) != len(completions):
+        raise UsageError(f"The scorer {plan.scorer} gave {len(given)} scores to {len(completions)} completions.")
+    return tuple(s if s is not None and math.isfinite(s) and s >= 0 else None for s in given)
+
+
+def decided(
+    task: Task, example: Example, plan: InferencePlan, completions: Sequence[Completion], scores: Sequence[float | None]
+) -> Samples:
+    """Votes are counted as the plan says. Of tied votes the one drawn first is given: completions are exchangeable, so
+    each is first equally often, and the rule is IAPO's uniform choice among the tied without another random number."""
+    votes = tuple(task.vote(example, c.text, c.truncated) for c in completions)
+    shares = choose(plan, votes, scores)
+    given = next(vote for vote in votes if vote in shares)
+    return Samples(tuple(completions), votes, tuple(scores), shares, _speaker(given, votes, scores))
+
+
+def _speaker(vote: Answer, votes: Sequence[Answer], scores: Sequence[float | None]) -> int:
+    """The completion that is shown for a vote: the one with the highest score, else the first."""
+    own = [i for i, other in enumerate(votes) if other == vote]
+    return max(own, key=lambda i: scores[i] or 0.0) if scores else own[0]
+
+
+def judged(task: Task, example: Example, samples: Samples) -> tuple[Grade, dict[Answer, float]]:
+    """The grade of the answer, and the score of each vote.
+
+    Outcome and prediction are those of the completion that speaks. Score and metrics are expected over tied votes: IAPO
+    gives the gold answer 1/t among t. So a tie can be `correct` with a score below 1, and its note says so.
+    """
+    of = {vote: _speaker(vote, samples.votes, samples.scores) for vote in dict.fromkeys(samples.votes)}
+    grades = {
+        vote: task.grade(example, samples.completions[i].text, samples.completions[i].truncated)
+        for vote, i in of.items()
+    }
+    grade = grades[samples.votes[samples.chosen]]
+    worth = {vote: g.score for vote, g in grades.items()}
+    notes = [grade.note] if grade.note else []
+    if len(samples.shares) > 1:
+        notes.append(f"{len(samples.shares)} answers are tied, each counts 1/{len(samples.shares)}")
+        metrics = {
+            name: expected_score(samples.shares, {vote: g.metrics.get(name, 0.0) for vote, g in grades.items()})
+            for name in grade.metrics
+        }
+        grade = replace(grade, score=expected_score(samples.shares, worth), metrics=metrics)
+    if missing := samples.scores.count(None):
+        notes.append(f"{missing} of {len(samples.scores)} completions have no score and count 0")
+    return replace(grade, note="; ".join(notes)), worth
+
+
+# ---- one draw of N, read for every smaller n ----
+
+
+def block_scores(
+    plan: InferencePlan,
+    votes: Sequence[Answer],
+    scores: Sequence[float | None],
+    worth: Mapping[Answer, float],
+    n: int,
+) -> list[float]:
+    """The expected score of the answer of each disjoint block of n neighbours, floor(N / n) of them (IAPO)."""
+    starts = range(0, len(votes) // n * n, n)
+    return [expected_score(choose(plan, votes[i : i + n], scores[i : i + n]), worth) for i in starts]
+
+
+def row_of(plan: InferencePlan, samples: Samples, worth: Mapping[Answer, float]) -> dict[str, Any]:
+    """`plan` and `samples` of a row of predictions.jsonl: all that `samples_of`, `curve` and a new grading need.
+
+    `votes` are places in `answers`, whose scores are `worth`.
+    """
+    answers = list(worth)
+    return {
+        "plan": asdict(plan),
+        "samples": {
+            "answers": answers,
+            "worth": [worth[answer] for answer in answers],
+            "votes": [answers.index(vote) for vote in samples.votes],
+            **({"scores": list(samples.scores)} if samples.scores else {}),
+            "completions": [c.text for c in samples.completions],
+            "truncated": [c.truncated for c in samples.completions],
+            "generated_tokens": [c.generated_tokens for c in samples.completions],
+        },
+    }
+
+
+def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The score at n = 1, 2, 4, ... and N completions, from rows that drew N each; empty unless all have one plan.
+
+    Mean over examples of the mean over an example's disjoint blocks. `generated_tokens` are those of n completions, on
+    average. The last entry is the score of the rows themselves.
+    """
+    if not rows or any(row.get("plan") != rows[0].get("plan") for row in rows) or "plan" not in rows[0]:
+        return []
+    plan = InferencePlan(**rows[0]["plan"])
+    sizes = [n for n in (1 << i for i in range(plan.samples.bit_length())) if n < plan.samples] + [plan.samples]
+    tokens = sum(sum(row["samples"]["generated_tokens"]) for row in rows) / len(rows) / plan.samples
+    return [
+        {"samples": n, "score": math.fsum(_at(plan, row["samples"], n) for row in rows) / len(rows)}
+        | {"generated_tokens": n * tokens}
+        for n in sizes
+    ]
+
+
+def _at(plan: InferencePlan, kept: Mapping[str, Any], n: int) -> float:
+    answers = kept["answers"]
+    worth = dict(zip(answers, kept["worth"], strict=True))
+    found = block_scores(plan, [answers[i] for i in kept["votes"]], kept.get("scores", ()), worth, n)
+    return math.fsum(found) / len(found)
+
+
+def regraded(task: Task, example: Example, row: Mapping[str, Any]) -> tuple[Grade, dict[str, Any]]:
+    """The grade of a row that has samples, by the grader of this version, and what of the row follows the choice."""
+    plan, kept = InferencePlan(**row["plan"]), row["samples"]
+    columns = zip(kept["completions"], kept["truncated"], kept["generated_tokens"], strict=True)
+    completions = [Completion(text, (), row["prompt_tokens"], cut, counted=count) for text, cut, count in columns]
+    samples = decided(task, example, plan, completions, kept.get("scores", ()))
+    grade, worth = judged(task, example, samples)
+    speaks = samples.completions[samples.chosen]
+    return grade, row_of(plan, samples, worth) | {"completion": speaks.text, "truncated": speaks.truncated}
