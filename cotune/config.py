@@ -421,6 +421,44 @@ class JointConfig(Section):
         return self
 
 
+class InferenceConfig(Section):
+    """Arms (prompt, N) by a bandit (IAPO, PSST; sheet 11): the strategies inference-aware and plan-only."""
+
+    learner: Literal["psst", "psst-screening", "uniform", "epsilon-greedy", "softmax", "ucb", "triple"] = Field(
+        "psst", description="what chooses the arms; all but psst are the paper's variant and baselines"
+    )
+    aggregation: Literal["majority", "best-of", "weighted-best-of"] = Field(
+        "majority", description="of the samples (the paper has the first two)"
+    )
+    samples: Positive = Field(16, description="largest N (paper: 32, where gains fade beyond 16)")
+    scorer: str | None = Field(
+        None, description="of best-of and weighted-best-of: log-probability | self-consistency; empty: log-probability"
+    )
+    temperature: float = Field(0.7, ge=0, le=5, description="of the samples (self-consistency, Wang et al. 2023)")
+    top_p: Rate = Field(1.0, description="of the samples (ours)")
+    completions: Positive = Field(
+        5000, description="T, what the pulls may take (paper: good policies from about 5,000)"
+    )
+    cost_weight: float = Field(
+        0.01, ge=0, description="score that 1,000 generated tokens must be worth; 0: samples cost nothing (ours)"
+    )
+    prompts: Positive = Field(8, description="candidates; plan-only has one (paper: 20 to 48)")
+    stockpiling: bool = Field(True, description="psst estimates from all rounds, not the last alone (paper)")
+    screened: Positive = Field(4, description="prompts that psst-screening keeps (paper: 1, 4, 8)")
+    screening: float = Field(0.2, ge=0, lt=1, description="share of the completions for it (paper)")
+    epsilon: float = Field(0.15, ge=0, le=1, description="of epsilon-greedy (paper)")
+    tau: float = Field(0.05, gt=0, description="temperature of softmax (authors' code)")
+    c: float = Field(0.1, gt=0, description="width of ucb's bound (paper)")
+
+    @model_validator(mode="after")
+    def _can_be_pulled(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("at temperature 0 all samples are the same; set temperature above 0")
+        if self.aggregation == "majority" and self.scorer is not None:
+            raise ValueError("majority reads no scorer; leave scorer out")
+        return self
+
+
 class RunConfig(Section):
     """One run: one strategy, one model, one task, one seed."""
 
@@ -460,6 +498,7 @@ class RunConfig(Section):
     weights: WeightsConfig = WeightsConfig()
     sequential: SequentialConfig = SequentialConfig()
     joint: JointConfig = JointConfig()
+    inference: InferenceConfig = Field(InferenceConfig(), exclude_if=lambda section: section == InferenceConfig())
 
     @field_validator("train_tasks")
     @classmethod
@@ -638,7 +677,8 @@ def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 
 def filled(dumped: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config with the sections that are left out of it where they are the default."""
-    return {"plan": PlanConfig().model_dump(mode="json"), **dumped}
+    left_out = {"plan": PlanConfig(), "inference": InferenceConfig()}
+    return {name: section.model_dump(mode="json") for name, section in left_out.items()} | dict(dumped)
 
 
 def dump(config: RunConfig) -> str:

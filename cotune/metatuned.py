@@ -97,6 +97,11 @@ class MetaTuned(Tuned):
         adapters = self.adapters(examples, bench)
         return [Conditioning(p, a, self.plan) for p, a in zip(prompts, adapters, strict=True)]
 
+    def under(self, plan: InferencePlan) -> MetaTuned:
+        other = replace(self, plan=plan)
+        other._engines.extend(self._engines)
+        return other
+
     def greedy_prompts(self, examples: Sequence[Example], bench: Bench, frozen: bool = False) -> list[Prompt]:
         """One prompt per example from G_(phi_s, phi_p), or with `frozen` from G_(phi_s, phi_p')."""
         if self.branches.prompt == "off":

@@ -27,7 +27,7 @@ from cotune.experiment import (
 )
 from cotune.ledger import forward_flops, training_flops
 from cotune.models.base import BaseModel, outline
-from cotune.strategies.base import Work, Workload
+from cotune.strategies.base import Strategy, Work, Workload
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
 from cotune.tasks.data import Dataset
@@ -53,7 +53,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     tuning = _cost(strategy.plan(load), outlined.parameters_count)
     limits = config.budget.model_dump(include={"tokens", "flops"}, exclude_none=True)
     twice = min(test, _answered_twice(config))
-    measuring = replace(load, limit=sampling.max_new_tokens)
+    measuring = replace(load, limit=sampling.max_new_tokens, samples=_deployed(config, strategy, load))
     measured = [
         measuring.answers(f"measure on {config.measured}", cells * test, load.question),
         *([measuring.answers("noise", twice, load.question)] if twice else []),
@@ -95,6 +95,12 @@ def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel)
     reference = mean_tokens([learned.reference_completion(e) for e in sample])
     limit = decoding(config, learned).max_new_tokens
     return Workload(len(data.train), len(data.val), question, reference, limit, start.plan.samples)
+
+
+def _deployed(config: RunConfig, strategy: Strategy, load: Workload) -> int:
+    """Completions that an answer takes at most once tuning is over."""
+    chosen = "plan" in strategy.levers or (config.strategy == "sequential" and "i" in config.sequential.stages)
+    return config.inference.samples if chosen else load.samples
 
 
 def _answering(config: RunConfig) -> BaseModel:

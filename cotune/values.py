@@ -157,6 +157,10 @@ class Tuned(ABC):
     def save(self, folder: Path) -> None:
         """Write everything needed to load this again (safetensors and JSON only)."""
 
+    @abstractmethod
+    def under(self, plan: InferencePlan) -> Tuned:
+        """The same prompts and adapters under another inference plan."""
+
     def sizes(self) -> Mapping[str, Mapping[str, int]]:
         """Parameters, `trained` and in `total`, of each part that generates per example; empty where none does."""
         return {}

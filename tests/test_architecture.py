@@ -42,6 +42,7 @@ RANK = {
     "evaluate": 7,
     "noise": 8,
     "canary": 8,
+    "pulls": 8,
     "training": 8,
     "search": 8,
     "metatuned": 8,

@@ -60,6 +60,7 @@ SMALL: dict[str, Any] = {
         "micro_batch_size": 4,
         "checkpoint_every": 1,
     },
+    "inference": {"samples": 2, "prompts": 3, "completions": 24, "aggregation": "best-of", "temperature": 1.5},
     "joint": {
         "share": 0.5,
         "rank": 2,
@@ -207,9 +208,9 @@ def test_one_full_tune(config: RunConfig, base: BaseModel, tmp_path: Path) -> No
     files = saved(tuned, tmp_path / "tuned")
     assert {Path(name).suffix for name in files} <= {".json", ".safetensors"}
     assert same(lab.conditionings(load_tuned(tmp_path / "tuned", base)), ours)
-    for lever, changed in (("weights", [c.adapter for c in ours]), ("prompt", [c.prompt for c in ours])):
+    for lever, part in (("weights", "adapter"), ("prompt", "prompt"), ("plan", "plan")):
         if lever not in strategy.levers:
-            assert changed == [c.adapter if lever == "weights" else c.prompt for c in start]
+            assert [getattr(c, part) for c in ours] == [getattr(c, part) for c in start]
 
     again = Lab(config, base)
     assert saved(again.tune(), tmp_path / "again") == files

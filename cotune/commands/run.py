@@ -55,7 +55,10 @@ Limit = typer.Option(metavar="N", min=1)
 
 def run(
     strategy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="zero-shot, prompt-only, lora-only, sequential or joint.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="zero-shot, prompt-only, lora-only, sequential, joint, plan-only, inference-aware."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME|HUB_ID|PATH", help="See: cotune list models.")] = None,
     task: Annotated[str | None, typer.Option(metavar="NAME", help="See: cotune list tasks.")] = None,

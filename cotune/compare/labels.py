@@ -17,10 +17,14 @@ _SCALED = ("budget.tokens", *REPETITIONS)
 _UNUSED = {
     "zero-shot": (
         "budget", "prompt", "weights", "sequential", "joint", "train_tasks", "limit_train", "limit_val", "val_size",
+        "inference",
     ),
-    "prompt-only": ("weights", "sequential", "joint"),
-    "lora-only": ("prompt", "sequential", "joint"),
+    "prompt-only": ("weights", "sequential", "joint", "inference"),
+    "lora-only": ("prompt", "sequential", "joint", "inference"),
     "sequential": ("joint",),
+    "joint": ("inference",),
+    "plan-only": ("prompt", "weights", "sequential", "joint"),
+    "inference-aware": ("weights", "sequential", "joint"),
 }  # fmt: skip
 _NEVER = (
     "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples", "budget.matched",

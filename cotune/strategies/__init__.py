@@ -18,6 +18,8 @@ STRATEGIES = {
     "lora-only": "cotune.strategies.lora_only:LoraOnly",
     "sequential": "cotune.strategies.sequential:Sequential",
     "joint": "cotune.strategies.joint:Joint",
+    "plan-only": "cotune.strategies.plan_only:PlanOnly",
+    "inference-aware": "cotune.strategies.inference_aware:InferenceAware",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -92,6 +92,22 @@ class Strategy(Protocol):
         """
 
 
+class Explorer(Protocol):
+    """What a strategy that tunes prompts offers to one that chooses among them by its own measure."""
+
+    def exploring(self, load: Workload) -> list[Work]:
+        """What `candidates` will do at most."""
+
+    def longest(self, load: Workload) -> int:
+        """Tokens of a question under the longest prompt that may come out."""
+
+    def candidates(self, begin: Fixed, problem: Problem, bench: Bench) -> list[Tuned]:
+        """All that was tried, best first by the search; what ran on fewer examples comes last.
+
+        Nothing when the budget does not even score `begin`.
+        """
+
+
 @dataclass(frozen=True)
 class Fixed(Tuned):
     """One prompt, at most one static adapter and one inference plan for every example."""
@@ -102,6 +118,9 @@ class Fixed(Tuned):
 
     def condition(self, examples: Sequence[Example], bench: Any) -> list[Conditioning]:
         return [Conditioning(self.prompt, self.adapter, self.plan)] * len(examples)
+
+    def under(self, plan: InferencePlan) -> Fixed:
+        return replace(self, plan=plan)
 
     def save(self, folder: Path) -> None:
         """`tuned.json` with the prompt and a plan that is not greedy; an adapter in PEFT format in `adapter/`."""

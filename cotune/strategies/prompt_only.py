@@ -8,7 +8,7 @@ w of a sequence).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from cotune.bench import Bench
@@ -52,14 +52,18 @@ class PromptOnly:
         )
 
     def plan(self, load: Workload) -> list[Work]:
-        driving, teaching = self._sizes(load.train)
         chosen = (self.finalists + 1) * min(self.choice_examples, load.val)
-        shown = load.question + self.method.demonstrations * (load.question + load.reference)
+        return [*self.exploring(load), load.answers("choose on val", chosen, self.longest(load))]
+
+    def exploring(self, load: Workload) -> list[Work]:
+        driving, teaching = self._sizes(load.train)
         return [
             load.answers("score the start prompt", driving, load.question),
             *self.method.plan(load, driving, teaching),
-            load.answers("choose on val", chosen, shown),
         ]
+
+    def longest(self, load: Workload) -> int:
+        return load.question + self.method.demonstrations * (load.question + load.reference)
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """What is best on val among the finalists of the search; `start` is always one of them.
@@ -68,6 +72,19 @@ class PromptOnly:
         ran on all search examples, or `start` itself if not even its prompt was scored.
         """
         begin = fixed(start, "prompt-only")
+        ground = self._ground(begin, problem, bench)
+        found, whole = self._search(ground)
+        if not whole:
+            return found[0].tuned if found else start
+        return self._choose(begin, found, ground, problem.val[: self.choice_examples])
+
+    def candidates(self, begin: Fixed, problem: Problem, bench: Bench) -> list[Tuned]:
+        ground = self._ground(begin, problem, bench)
+        found, _ = self._search(ground)
+        dropped = [replace(begin, prompt=s.prompt) for s in reversed(ground.search.history())]
+        return list(dict.fromkeys([*(f.tuned for f in found), *dropped])) if found else []
+
+    def _ground(self, begin: Fixed, problem: Problem, bench: Bench) -> Ground:
         driving, teaching = self._split(problem, bench)
         choosing = problem.val[: self.choice_examples]
         banned = Filter(
@@ -79,15 +96,16 @@ class PromptOnly:
         )
         board = Board(problem.task, driving, begin.adapter, problem.sampling, bench, begin.plan)
         search = PromptSearch(begin.prompt, board, banned.reject, bench, minibatch=self.minibatch, racing=self.racing)
-        ground = Ground(search, problem.task, tuple(teaching), begin, problem.sampling, problem.generator, bench)
+        return Ground(search, problem.task, tuple(teaching), begin, problem.sampling, problem.generator, bench)
+
+    def _search(self, ground: Ground) -> tuple[Sequence[Finalist], bool]:
+        """The finalists, best first, and whether the search came to its end; else those that ran in full until then."""
         try:
-            search.begin()
-            found = self.method.search(ground)
+            ground.search.begin()
+            return self.method.search(ground), True
         except BudgetExhausted as stop:
-            bench.emit("budget", where="search", message=str(stop))
-            found = ground.finalists()
-            return found[0].tuned if found else start
-        return self._choose(begin, found, ground, choosing)
+            ground.bench.emit("budget", where="search", message=str(stop))
+            return ground.finalists(), False
 
     def _split(self, problem: Problem, bench: Bench) -> tuple[Sequence[Example], Sequence[Example]]:
         """Train examples that score the search, and others that teach (at least a quarter: ours)."""

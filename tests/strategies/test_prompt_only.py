@@ -17,7 +17,7 @@ from cotune.models.base import BaseModel, load
 from cotune.models.lora import LoraFactors
 from cotune.strategies.base import Fixed
 from cotune.strategies.prompt_only import PromptOnly
-from cotune.values import Conditioning, Event, Prompt, Tuned
+from cotune.values import Conditioning, Event, InferencePlan, Prompt, Tuned
 
 START = Fixed(Prompt("Add the numbers."))
 SMALL: dict[str, Any] = {
@@ -164,10 +164,28 @@ def test_too_long_prompts_are_rejected_not_run(base: BaseModel) -> None:
     assert sum(r["rejected"].get("over_context", 0) for r in of_kind(events, "round")) > 0
 
 
+def test_candidates_are_all_that_was_tried_those_dropped_early_last(base: BaseModel) -> None:
+    events: list[Event] = []
+    at = bench(base, fake(likes_steps), events=events)
+    found = strategy(method="opro").candidates(START, problem(base), at)
+    tried = of_kind(events, "candidate")
+    dropped = [c["text"] for c in tried if c["dropped"]]
+    assert dropped
+    texts = [f.prompt.instruction for f in found if isinstance(f, Fixed)]
+    assert sorted(texts) == sorted(c["text"] for c in tried)
+    assert set(texts[-len(dropped) :]) == set(dropped)
+    best = max(c["score"] for c in tried if not c["dropped"])
+    assert texts[0] in [c["text"] for c in tried if c["score"] == best]
+    assert strategy().candidates(START, problem(base), bench(base, fake(likes_steps), tokens=0)) == []
+
+
 def test_a_start_made_per_example_is_refused(base: BaseModel) -> None:
     class PerExample(Tuned):
         def condition(self, examples: Any, bench: Any) -> list[Conditioning]:
             return [Conditioning(Prompt(e.id)) for e in examples]
+
+        def under(self, plan: InferencePlan) -> Tuned:
+            return self
 
         def save(self, folder: Path) -> None: ...
 
