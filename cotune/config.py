@@ -352,7 +352,9 @@ class PlanConfig(Section):
 class SequentialConfig(Section):
     """BetterTogether, Algorithm 1 (sheet 01)."""
 
-    stages: str = Field("p,w,p", description="p (prompt) and w (weights) in any order")
+    stages: str = Field(
+        "p,w,p", description="p (prompt), w (weights) and i (inference plan) in any order; or j,i: joint, then the plan"
+    )
     restart: bool = Field(True, description="a later p starts from the original prompt (paper), else from the last one")
     drop_demonstrations: bool = Field(True, description="train on the prompt without its demonstrations")
 
@@ -360,8 +362,8 @@ class SequentialConfig(Section):
     @classmethod
     def _stages(cls, value: str) -> str:
         stages = [s.strip() for s in value.split(",")]
-        if not stages or any(s not in ("p", "w") for s in stages):
-            raise ValueError("stages are p and w joined by commas, for example p,w,p")
+        if stages != ["j", "i"] and any(s not in ("p", "w", "i") for s in stages):
+            raise ValueError("stages are p, w and i joined by commas, for example p,w,p or p,w,i; or they are j,i")
         return ",".join(stages)
 
 

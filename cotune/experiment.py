@@ -139,8 +139,8 @@ def check_black_box(config: RunConfig, strategy: Strategy) -> list[str]:
     if config.engine != "openai":
         return []
     model = black_box(config)
-    prompts_only = config.strategy == "sequential" and "w" not in config.sequential.stages
-    if "weights" in strategy.levers and not prompts_only:
+    stages = config.sequential.stages if config.strategy == "sequential" else "w"
+    if "weights" in strategy.levers and ("w" in stages or "j" in stages):
         raise UsageError(
             f"{config.strategy} tunes weights, and {model.name} is a black box behind {config.openai.base_url}: its "
             "weights cannot be reached. Take --strategy prompt-only, or --engine transformers with a model that runs "

@@ -108,6 +108,22 @@ def test_joint_tuning_hands_the_plan_on(tmp_path: Path, random_model_dir: Path) 
     assert {row["samples"] for row in answered(run, tmp_path)} == {2}
 
 
+def test_a_plan_is_chosen_for_what_joint_tuning_generates(tmp_path: Path, random_model_dir: Path) -> None:
+    run = finished_run(
+        tmp_path, random_model_dir, "sequential", 4, sequential__stages="j,i",
+        joint__rank=2, joint__width=8, joint__generator_rank=2, joint__rollouts=2, joint__rollout_examples=4,
+        joint__warmup_epochs=1, joint__epochs=1, joint__learning_rate=0.02, joint__max_prompt_tokens=6,
+        inference__samples=2, inference__completions=12, inference__aggregation="best-of",
+    )  # fmt: skip
+    tuned, rows = read_json(run / "tuned/tuned.json"), read_rows(run / "predictions.jsonl")
+    assert (tuned["kind"], tuned["plan"]["aggregation"]) == ("metatuner", "best-of")
+    assert all(row["plan"] == tuned["plan"] and row["adapter"] for row in rows)
+    assert [row["stage"] for row in read_rows(run / "events.jsonl") if row["kind"] == "policy"] == ["tune/1-i"]
+    export(run, tmp_path / "bundle")
+    assert answered(tmp_path / "bundle", tmp_path) == answered(run, tmp_path)
+    assert read_json(tmp_path / "bundle/bundle.json")["plan"]["aggregate"] == tuned["plan"]
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from cotune.compare.runs import Run
@@ -21,11 +21,11 @@ _UNUSED = {
     ),
     "prompt-only": ("weights", "sequential", "joint", "inference"),
     "lora-only": ("prompt", "sequential", "joint", "inference"),
-    "sequential": ("joint",),
     "joint": ("inference",),
     "plan-only": ("prompt", "weights", "sequential", "joint"),
     "inference-aware": ("weights", "sequential", "joint"),
 }  # fmt: skip
+_STAGES = {"j": "joint", "i": "inference"}  # sections that sequential reads for these stages alone
 _NEVER = (
     "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples", "budget.matched",
     "vllm.sequences", "vllm.adapters", "vllm.adapter_gib", "vllm.tensor_parallel", "vllm.memory_fraction",
@@ -96,17 +96,24 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 40 else f"#{digest(text)[:8]}"
 
 
-def _flat(config: Mapping[str, Any], strategy: str, prefix: str = "") -> dict[str, Any]:
+def _flat(config: Mapping[str, Any], strategy: str) -> dict[str, Any]:
     """Dotted setting -> value, of the settings that can change this strategy's result."""
-    flat: dict[str, Any] = {}
+    unused = set(_UNUSED.get(strategy, ()))
+    if strategy == "sequential":
+        given = config.get("sequential")
+        stages = str(given.get("stages", "")) if isinstance(given, Mapping) else ""
+        unused = {section for kind, section in _STAGES.items() if kind not in stages}
+    return dict(_settings(config, {*_NEVER, *unused}))
+
+
+def _settings(config: Mapping[str, Any], without: Set[str], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in config.items():
-        if prefix + key in (*_NEVER, *_UNUSED.get(strategy, ())):
+        if prefix + key in without:
             continue
         if isinstance(value, Mapping):
-            flat |= _flat(value, strategy, f"{prefix}{key}.")
+            yield from _settings(value, without, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            yield prefix + key, value
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:

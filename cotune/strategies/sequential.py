@@ -1,4 +1,8 @@
-"""Stages in turn: prompt (p) and weights (w) in any order (BetterTogether, Algorithm 1, sheet 01)."""
+"""Stages in turn: prompt (p) and weights (w) in any order (BetterTogether, Algorithm 1), and the inference plan (i).
+
+The stage i chooses the number of samples for what the stages before it have tuned, and the later ones are scored under
+that plan (ours; `p,i` is what IAPO calls disjoint). `j,i` chooses it for what joint tuning generates.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ from cotune.strategies import STRATEGIES
 from cotune.strategies.base import Problem, Strategy, Work, Workload, fixed
 from cotune.values import Tuned
 
-KINDS = {"p": "prompt-only", "w": "lora-only"}
+KINDS = {"p": "prompt-only", "w": "lora-only", "i": "plan-only", "j": "joint"}
 
 
 @dataclass(frozen=True)
 class Sequential:
-    """`kinds` in order, each tuned by its strategy. `choice_examples` val examples report every stage."""
+    """`kinds` in order, each tuned by its strategy. `choice_examples` val examples report every stage.
+
+    `samples` is the largest N that a stage i can choose.
+    """
 
     levers: ClassVar[frozenset[str]] = frozenset({"prompt", "weights"})
 
@@ -27,19 +34,21 @@ class Sequential:
     stages: Mapping[str, Strategy]
     restart: bool
     choice_examples: int
+    samples: int = 1
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         kinds = config.sequential.stages.split(",")
         stages = {kind: resolve("strategies", STRATEGIES, KINDS[kind]).from_config(config) for kind in sorted({*kinds})}
-        return cls(kinds, stages, config.sequential.restart, config.prompt.choice_examples)
+        samples = config.inference.samples if "i" in kinds else 1
+        return cls(kinds, stages, config.sequential.restart, config.prompt.choice_examples, samples)
 
     def plan(self, load: Workload) -> list[Work]:
-        return [
-            replace(work, what=f"{i}-{kind}: {work.what}")
-            for i, kind in enumerate(self.kinds)
-            for work in self.stages[kind].plan(load)
-        ]
+        works = []
+        for i, kind in enumerate(self.kinds):
+            works += [replace(work, what=f"{i}-{kind}: {work.what}") for work in self.stages[kind].plan(load)]
+            load = replace(load, samples=max(load.samples, self.samples)) if kind == "i" else load
+        return works
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """What the last stage gives, as in the paper (DSPy returns the stage that is best on val).
@@ -47,13 +56,15 @@ class Sequential:
         With `restart` a later p begins with the original prompt under the adapter so far. Raises NoData when a weights
         stage has nothing to train on: the result of an earlier stage is never passed off as this strategy's.
         """
-        original = current = fixed(start, "sequential")
+        original = fixed(start, "sequential")
+        current: Tuned = original
         val = problem.val[: self.choice_examples]
         for i, kind in enumerate(self.kinds):
             stage = bench.at(f"{i}-{kind}")
-            restarted = self.restart and kind == "p"
-            begin = replace(current, prompt=original.prompt) if restarted else current
-            tuned = fixed(self.stages[kind].tune(begin, problem, stage), "sequential")
+            begin = current
+            if self.restart and kind == "p":
+                begin = replace(fixed(current, "sequential"), prompt=original.prompt)
+            tuned = self.stages[kind].tune(begin, problem, stage)
             if tuned is not begin:  # else the budget allowed nothing, and what we have stands
                 current = tuned
             with bench.ledger.measuring():  # for the record only; the stages have chosen already

@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from toy import bench, fake, instruction_of, of_kind, problem
+from toy import bench, fake, instruction_of, of_kind, problem, right_answer
 
 from cotune.bench import Bench
 from cotune.config import resolve
-from cotune.errors import NoData
+from cotune.engines.fake import FakeEngine
+from cotune.errors import NoData, UsageError
 from cotune.models.base import BaseModel, load
 from cotune.models.lora import LoraFactors
-from cotune.strategies.base import Fixed, Problem
-from cotune.strategies.sequential import Sequential
+from cotune.strategies.base import Fixed, Problem, Workload
+from cotune.strategies.sequential import KINDS, Sequential
 from cotune.values import Demonstration, Event, Prompt, Tuned
 
 START = Fixed(Prompt("Add the numbers."))
@@ -150,6 +151,50 @@ def test_real_stages(stages: str, base: BaseModel) -> None:
     assert results[0].prompt == results[1].prompt
     if results[0].adapter and results[1].adapter:
         assert results[0].adapter.digest == results[1].adapter.digest
+
+
+@pytest.mark.parametrize("stages", ["p,i", "w,i", "p,w,i", "i,p"])
+def test_the_inference_plan_is_a_stage(stages: str, base: BaseModel) -> None:
+    """Votes of a model that is right on 0.6 and says something else each time it is not."""
+
+    def answer(rendered: str, adapter: str | None, sample: int) -> str:
+        return right_answer(rendered) if sample in (1, 3, 4) or adapter else f"{1000 + sample}"
+
+    events: list[Event] = []
+    config = resolve(
+        SMALL,
+        {
+            "sequential": {"stages": stages},
+            "prompt": {"choice_examples": 6},
+            "weights": {"method": "sft"},
+            "inference": {"samples": 5, "completions": 200, "cost_weight": 0.0},
+        },
+    )
+    at = bench(base, FakeEngine(answer, batch_size=8), events=events)
+    tuned = Sequential.from_config(config).tune(START, problem(base, train=16, val=6), at)
+    assert isinstance(tuned, Fixed)
+    assert (tuned.adapter is not None) == ("w" in stages)
+    assert tuned.plan.aggregation == "majority"
+    if "w" not in stages:  # with the adapter it is always right, and one sample does
+        assert tuned.plan.samples in (4, 5)
+    results = of_kind(events, "stage-result")
+    assert [r["strategy"] for r in results] == [KINDS[kind] for kind in stages.split(",")]
+    assert results[-1]["val_score"] == 1.0  # reported under the plan; greedy it says 1000
+
+
+def test_a_plan_that_was_chosen_makes_later_stages_dearer_to_plan() -> None:
+    def planned(stages: str) -> list[int]:
+        given = {"sequential": {"stages": stages}, "inference": {"samples": 4, "completions": 40}}
+        made = Sequential.from_config(resolve(SMALL, given))
+        return [w.calls for w in made.plan(Workload(16, 6, 10, 10, 10)) if "choose on val" in w.what]
+
+    assert planned("p,i,p") == [planned("p")[0], 4 * planned("p")[0]]
+
+
+@pytest.mark.parametrize("stages", ["j", "j,p", "i,j", "p,x", "", "j,i,i"])
+def test_stages_that_make_no_sequence_are_refused(stages: str) -> None:
+    with pytest.raises(UsageError, match="stages are p, w and i joined by commas"):
+        resolve(SMALL, {"sequential": {"stages": stages}})
 
 
 def test_no_accepted_rollouts_is_no_data_not_a_prompt_only_result(base: BaseModel) -> None:
