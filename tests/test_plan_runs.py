@@ -51,9 +51,8 @@ def test_the_run_records_plan_samples_curve_and_their_cost(voting: Path) -> None
     assert summary["plan"]["curve"][-1]["score"] == summary["score"]
     assert [row["plan"] for row in rows] == [PLAN] * 2
     generated = sum(sum(row["samples"]["generated_tokens"]) for row in rows)
-    assert sum(row["generated_tokens"] for row in rows) == generated == summary["cost"]["measuring"]["generated_tokens"]
+    assert sum(row["generated_tokens"] for row in rows) == generated
     assert summary["serving"]["answers"]["written_tokens"] == generated / 2
-    assert summary["cost"]["measuring"]["calls"] == 8
     shown = CliRunner().invoke(app, ["show", str(voting)])
     assert "  plan: majority of 4 (temperature 1.3, top_p 1)\n    by number of samples" in shown.output
 

@@ -82,7 +82,8 @@ class PromptOnly:
         ground = self._ground(begin, problem, bench)
         found, _ = self._search(ground)
         dropped = [replace(begin, prompt=s.prompt) for s in reversed(ground.search.history())]
-        return list(dict.fromkeys([*(f.tuned for f in found), *dropped])) if found else []
+        kept = [f.tuned for f in found]
+        return [*kept, *(other for other in dropped if other not in kept)] if kept else []
 
     def _ground(self, begin: Fixed, problem: Problem, bench: Bench) -> Ground:
         driving, teaching = self._split(problem, bench)

@@ -186,7 +186,7 @@ class Bpo:
         }
         start, actor = ground.search.start, ground.bench.base.digest
         made = MetaTuned.create(ground.task, start, branches, ground.generator, actor, settings, {})
-        return replace(made, plan=ground.start.plan)
+        return made.under(ground.start.plan)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,11 @@ class _Learner:
         texts = [self._policy.text(tokens_T) for tokens_T in written.tokens_BT]
         self._book_writing(s.samples, time.perf_counter() - began)
         distinct = list(dict.fromkeys(texts))
-        conditionings = [Conditioning(self._prompt(text), ground.start.adapter, ground.start.plan) for text in distinct for _ in examples]
+        conditionings = [
+            Conditioning(self._prompt(text), ground.start.adapter, ground.start.plan)
+            for text in distinct
+            for _ in examples
+        ]
         done = evaluate(ground.task, examples * len(distinct), conditionings, ground.sampling, bench, "rewards")
         grades, n = [g.score for g in done.grades], len(examples)
         scores = {text: sum(grades[i * n : (i + 1) * n]) / n for i, text in enumerate(distinct)}
