@@ -319,3 +319,16 @@ def test_answers_that_mean_the_same_vote_together_without_a_reference(
     question: Any = Example("x", "?", "", choices=("stayed", "went home", "slept", "ate"))
     assert tuple(make_task(task).vote(question, text) for text in completions) == votes
     assert make_task(task).vote(question, "it was just about to", truncated=True) is None
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "math", "hotpotqa", "cosmosqa"])
+def test_the_choice_does_not_know_the_reference(task: str) -> None:
+    completions = drawn(["#### 1", "the answer is 2", "(B)", r"\boxed{3}", "the answer is 2", "nothing"])
+    plan = InferencePlan("best-of", 6, "self-consistency", 1.0)
+    made = [
+        plans.decided(
+            make_task(task), Example("x", "?", reference, choices=("a", "b", "c", "d")), plan, completions, ()
+        )
+        for reference in ("1", "2", "B", "")
+    ]
+    assert all(samples == made[0] for samples in made)

@@ -26,6 +26,7 @@ from cotune.models.base import BaseModel, load, weights_digest
 from cotune.rewrite import REWRITE_INSTRUCTION, rewrite_messages
 from cotune.strategies import load_tuned
 from cotune.strategies.base import Fixed, Problem, Workload
+from cotune.strategies.inference_aware import InferenceAware
 from cotune.strategies.prompt_only import PromptOnly
 from cotune.values import Completion, Event, Example, Prompt
 
@@ -130,6 +131,22 @@ def test_the_rewriter_learns_what_no_single_prompt_can(base: BaseModel, tmp_path
     assert isinstance(opened, MetaTuned) and set(tuned.sizes()) == {"encoder", "prompt_decoder"}
     # the task of a saved one is the real one of that name; its questions read alike
     assert [c.prompt for c in opened.condition(given.val, at)] == [c.prompt for c in conditionings]
+
+
+def test_a_rewriter_can_be_an_arm_of_inference_aware(base: BaseModel, tmp_path: Path) -> None:
+    events: list[Event] = []
+    at = bench(base, Split(base), events=events)
+    chosen = InferenceAware.from_config(
+        config("inference-aware", inference={"samples": 2, "prompts": 2, "completions": 80})
+    )
+    tuned = chosen.tune(START, problem(base), at)
+    assert isinstance(tuned, MetaTuned)
+    assert tuned.plan.aggregation == "majority"
+    assert [a["chosen"] for a in of_kind(events, "arm")] == [True, False]
+    tuned.save(tmp_path)
+    opened = load_tuned(tmp_path, base)
+    assert isinstance(opened, MetaTuned)
+    assert opened.plan == tuned.plan
 
 
 def test_everything_is_charged_and_within_the_plan(base: BaseModel) -> None:
