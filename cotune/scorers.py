@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Protocol
 
 from cotune.errors import UsageError
-from cotune.plugins import names as known_names
-from cotune.plugins import nearest, resolve
+from cotune.plugins import names, nearest, resolve
 from cotune.values import Completion
 
 SELF_CONSISTENCY = "self-consistency"
@@ -44,11 +44,12 @@ class LogProbability:
         return [math.exp(sum(c.logprobs) / len(c.logprobs)) if c.logprobs else None for c in completions]
 
 
+@cache  # one may hold a model
 def scorer(name: str) -> Scorer | None:
-    """The scorer of that name; None for self-consistency. Raises UsageError with the nearest names."""
+    """The scorer of that name, made once; None for self-consistency. Raises UsageError with the nearest names."""
     if name == SELF_CONSISTENCY:
         return None
-    known = {*known_names("scorers", SCORERS), SELF_CONSISTENCY}
+    known = {*names("scorers", SCORERS), SELF_CONSISTENCY}
     if name not in known:
         raise UsageError(f"There is no scorer {name!r}{nearest(name, known)}")
     made: Scorer = resolve("scorers", SCORERS, name)()
