@@ -272,8 +272,10 @@ class WeightsConfig(Section):
     )
     clip_range: float = Field(0.2, gt=0, lt=1, description="epsilon of grpo and ppo (Schulman et al. 2017)")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="of ppo's advantages (Ziegler et al. 2019)")
-    variant: Literal["lora", "rslora"] = Field(
-        "lora", description="rslora: scaling = alpha / sqrt(rank) (Kalajdzievski 2023)"
+    variant: Literal["lora", "rslora", "dora"] = Field(
+        "lora",
+        description="rslora: scaling = alpha / sqrt(rank) (Kalajdzievski 2023); dora: a trained magnitude for each "
+        "output of each layer beside the factors (Liu et al. 2024), on the transformers engine alone",
     )
     rank: Positive = Field(32, description="BetterTogether")
     alpha: Annotated[float, Field(gt=0)] = Field(64.0, description="scaling = alpha / rank (BetterTogether)")
@@ -513,6 +515,15 @@ class RunConfig(Section):
     def _val_is_of_the_task(self) -> Self:
         if self.measured == "val" and self.train_tasks:
             raise ValueError("with train_tasks the val examples are not of the task; measured must be 'test'")
+        return self
+
+    @model_validator(mode="after")
+    def _generated_adapters_are_low_rank(self) -> Self:
+        if self.strategy == "joint" and self.weights.variant == "dora":
+            raise ValueError(
+                "joint generates low-rank factors and no magnitudes; weights.variant = 'dora' is for lora-only and "
+                "sequential"
+            )
         return self
 
     @property

@@ -30,6 +30,7 @@ _CANARY_TOKENS = 32
 _ROWS = 1024  # of one call: what a kill can lose
 _GIB = 1024**3
 _BATCHED_TOKENS = 8192
+_NO_DORA = "vLLM does not serve, an adapter with magnitudes (DoRA). Take --engine transformers."
 _NO_ADAPTERS = ("zero-shot", "prompt-only")  # strategies that serve none (but for bpo)
 
 
@@ -98,6 +99,8 @@ class VllmEngine:
 
     @classmethod
     def from_config(cls, base: BaseModel, config: RunConfig) -> VllmEngine:
+        if config.strategy not in _NO_ADAPTERS and config.weights.variant == "dora":
+            raise UsageError(f"weights.variant = 'dora' trains what {_NO_DORA}")
         ranks = (config.weights.rank, config.joint.rank, config.joint.generator_rank)
         rewrites = config.strategy == "prompt-only" and config.prompt.method == "bpo"  # its rewriter is an adapter
         return cls(
@@ -223,6 +226,8 @@ class VllmEngine:
         """The LoRA request of each row, loaded and alive."""
         wanted = {a.digest: a for a in adapters if a is not None}
         for adapter in wanted.values():
+            if adapter.is_dora:
+                raise UsageError(f"Adapter {adapter.digest} is what {_NO_DORA}")
             if self.max_rank is None or adapter.rank > self.max_rank:
                 raise UsageError(
                     f"Adapter {adapter.digest} has rank {adapter.rank}, and this engine was started for "

@@ -29,7 +29,7 @@ from cotune.training import Cost
 from cotune.values import Completion, Example, Prompt
 
 Item = TypeVar("Item")
-Parameters = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
+Parameters = Mapping[str, tuple[nn.Parameter, ...]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Policy:
 
     def cost(self, row: TokenRow) -> Cost:
         """Of training on one row once."""
-        trained = sum(p.numel() for pair in self.factors.values() for p in pair)
+        trained = sum(p.numel() for own in self.factors.values() for p in own)
         return Cost(len(row), training_flops(self.base.parameters_count, trained, len(row)))
 
     def reading_cost(self, row: TokenRow) -> Cost:

@@ -105,28 +105,32 @@ class LoraOnly:
     def _factors(self, begin: Fixed, problem: Problem, bench: Bench) -> Parameters:
         """Fresh factors, or a trainable float32 copy of those that `start` brings."""
         model, c = problem.base.model, self.config
+        dora = c.variant == "dora"
         if begin.adapter is None:
             generator = torch.Generator().manual_seed(bench.seed_for("lora"))
-            return init_static(model, c.target_modules, c.rank, generator)
+            return init_static(model, c.target_modules, c.rank, generator, dora)
         given, device = begin.adapter, model.device
         layers = target_linears(model, c.target_modules, c.rank)
-        if given.rank != c.rank or given.scaling != c.scaling or given.factors.keys() != layers.keys():
+        found = (given.rank, given.scaling, given.is_dora)
+        if found != (c.rank, c.scaling, dora) or given.factors.keys() != layers.keys():
+            kinds = {False: "LoRA", True: "DoRA"}
             raise CotuneError(
-                f"The adapter to train further has rank {given.rank}, scaling {given.scaling:g} and "
-                f"{len(given.factors)} layers; the config asks for rank {c.rank}, scaling "
-                f"{c.scaling:g} and {len(layers)} layers. Give both stages the same weights.rank, "
+                f"The adapter to train further is {kinds[given.is_dora]} of rank {given.rank}, scaling "
+                f"{given.scaling:g} and {len(given.factors)} layers; the config asks for {kinds[dora]} of rank "
+                f"{c.rank}, scaling {c.scaling:g} and {len(layers)} layers. Give both stages the same weights.rank, "
                 "weights.alpha, weights.variant and weights.target_modules."
             )
 
         def trainable(factor: Tensor) -> nn.Parameter:
             return nn.Parameter(factor.detach().to(device, torch.float32, copy=True))
 
-        return {name: (trainable(given.factors[name][0]), trainable(given.factors[name][1])) for name in layers}
+        return {name: tuple(map(trainable, given.factors[name])) for name in layers}
 
     def _train(self, method: Method[Any], policy: Policy, begin: Fixed, problem: Problem, bench: Bench) -> Fixed | None:
         """Train and score epoch by epoch. The best factors so far travel with the checkpoint."""
         c = self.config
-        named = {f"{n}.{part}": p for n, pair in policy.factors.items() for part, p in zip("ab", pair, strict=True)}
+        parts = "abm" if c.variant == "dora" else "ab"  # lora_a, lora_b, magnitude
+        named = {f"{n}.{part}": p for n, own in policy.factors.items() for part, p in zip(parts, own, strict=True)}
         best = {name: p.detach().clone() for name, p in named.items()}
         trainer = Trainer(
             "lora",
@@ -168,7 +172,7 @@ class LoraOnly:
         if not scores:
             return None
         bench.emit("chosen", epoch=scores.index(max(scores)) + 1, val_score=max(scores))
-        factors = {name: (best[f"{name}.a"], best[f"{name}.b"]) for name in policy.factors}
+        factors = {name: tuple(best[f"{name}.{part}"] for part in parts) for name in policy.factors}
         return replace(begin, adapter=LoraFactors(factors, c.scaling))
 
     def _score(self, candidate: Fixed, problem: Problem, bench: Bench) -> float | None:

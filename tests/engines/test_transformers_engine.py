@@ -17,7 +17,7 @@ from cotune.engines.base import Request, Sampling
 from cotune.engines.transformers_engine import TransformersEngine, _choose, _draws, _Row
 from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel, load, weights_digest
-from cotune.models.lora import LoraFactors, target_linears
+from cotune.models.lora import LoraFactors, init_static, target_linears
 from cotune.values import Completion
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "away", "from", "it"]
@@ -280,6 +280,22 @@ def test_vllm_that_is_not_installed_says_how_to(base, monkeypatch) -> None:
     monkeypatch.setattr(vllm_engine, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"vLLM is not installed.*pip install.*--engine transformers"):
         vllm_engine.VllmEngine(base)
+
+
+@pytest.mark.parametrize("strategy", ["lora-only", "sequential"])
+def test_dora_is_refused_by_vllm_before_anything_is_trained(base, strategy: str) -> None:
+    """Whether it is installed or not; left alone, it refuses such an adapter when it is first loaded."""
+    layer = {"strategy": strategy, "model": "m", "task": "t", "engine": "vllm", "weights": {"variant": "dora"}}
+    with pytest.raises(UsageError, match=r"'dora' trains what vLLM does not serve.*Take --engine transformers"):
+        engine(base, resolve(layer))
+
+
+def test_vllm_refuses_a_dora_adapter_that_it_is_given(base, monkeypatch) -> None:
+    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: name)  # it is refused before vLLM is started
+    served = vllm_engine.VllmEngine(base, max_rank=4)
+    adapter = LoraFactors.snapshot(init_static(base.model, ["q_proj"], 4, torch.Generator(), dora=True), 1.0)
+    with pytest.raises(UsageError, match=rf"Adapter {adapter.digest} is what vLLM does not serve.*DoRA"):
+        served.generate([Request("a", adapter)], Sampling(2))
 
 
 def test_threads_are_a_setting_with_one_for_small_models(base) -> None:

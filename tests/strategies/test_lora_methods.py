@@ -191,6 +191,9 @@ def test_a_method_brings_its_defaults_and_refuses_what_it_cannot_use() -> None:
         weights(method="ppo", temperature=0.7)
     assert weights(rank=16, alpha=8.0).scaling == 0.5
     assert weights(rank=16, alpha=8.0, variant="rslora").scaling == 2.0
+    assert weights(rank=16, alpha=8.0, variant="dora").scaling == 0.5
+    with pytest.raises(UsageError, match="joint generates low-rank factors and no magnitudes"):
+        resolve({"strategy": "joint", "model": "x", "task": "micro-gsm8k", "weights": {"variant": "dora"}})
 
 
 @pytest.mark.parametrize("method", ["grpo", "ppo"])

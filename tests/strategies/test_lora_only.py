@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,15 @@ def train_loss(base: BaseModel, given: Any, fixed: Fixed) -> float:
         return float(completion_loss(base, rows)) / sum(len(r.completion) for r in rows)
 
 
-def test_training_lowers_the_loss_and_leaves_the_base_alone(base: BaseModel) -> None:
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_training_lowers_the_loss_and_leaves_the_base_alone(base: BaseModel, variant: str) -> None:
     before, events, given = weights_digest(base.model), list[Event](), problem(base, train=12, val=4)
     at = bench(base, fake(half), events=events)
-    tuned = strategy().tune(START, given, at)
+    tuned = strategy(variant=variant).tune(START, given, at)
     assert isinstance(tuned, Fixed) and tuned.adapter is not None
     assert weights_digest(base.model) == before
     assert tuned.prompt == START.prompt and START.adapter is None
-    assert tuned.adapter.scaling == 2.0
+    assert tuned.adapter.scaling == 2.0 and tuned.adapter.is_dora == (variant == "dora")
     assert train_loss(base, given, tuned) < 0.8 * train_loss(base, given, START)
     assert not any(t.requires_grad for pair in tuned.adapter.factors.values() for t in pair)
 
@@ -88,7 +90,8 @@ def test_the_best_epoch_on_val_comes_back_ties_the_earlier(base: BaseModel, scor
     assert of_kind(events, "chosen")[0]["epoch"] == best + 1
 
 
-def test_interrupted_and_resumed_is_the_same_bit_for_bit(base: BaseModel) -> None:
+@pytest.mark.parametrize(("variant", "stops"), [("lora", range(1, 8)), ("dora", (3,))])
+def test_interrupted_and_resumed_is_the_same_bit_for_bit(base: BaseModel, variant: str, stops: Iterable[int]) -> None:
     class Stopping(MemoryStore):
         def __init__(self, saves: int) -> None:
             super().__init__()
@@ -102,14 +105,14 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(base: BaseModel) -> Non
 
     given = problem(base, train=12, val=4)
     whole = bench(base, fake(half))
-    expected = strategy().tune(START, given, whole)
+    expected = strategy(variant=variant).tune(START, given, whole)
     assert isinstance(expected, Fixed) and expected.adapter
-    for saves in range(1, 8):
+    for saves in stops:
         store = Stopping(saves)
         with pytest.raises(KeyboardInterrupt):
-            strategy().tune(START, given, bench(base, fake(half), store=store))
+            strategy(variant=variant).tune(START, given, bench(base, fake(half), store=store))
         again = bench(base, fake(half), store=store)
-        resumed = strategy().tune(START, given, again)
+        resumed = strategy(variant=variant).tune(START, given, again)
         assert isinstance(resumed, Fixed) and resumed.adapter
         assert resumed.adapter.digest == expected.adapter.digest
         assert again.ledger.tuning.tokens == whole.ledger.tuning.tokens
@@ -174,6 +177,26 @@ def test_an_adapter_is_trained_further_not_anew(base: BaseModel) -> None:
         strategy(rank=2).tune(first, given, bench(base, fake(half)))
     with pytest.raises(CotuneError, match="Give both stages the same"):
         strategy(target_modules=["q_proj"]).tune(first, given, bench(base, fake(half)))
+    with pytest.raises(CotuneError, match=r"further is LoRA of rank 4.*asks for DoRA of rank 4.*weights\.variant"):
+        strategy(variant="dora").tune(first, given, bench(base, fake(half)))
+
+
+def test_magnitudes_are_trained_and_trained_further(base: BaseModel) -> None:
+    """Checkpointed layers hold the same gains: the same bytes."""
+    given, own = (
+        problem(base, train=8, val=4),
+        base.model.get_submodule("model.layers.0.mlp.up_proj").weight.norm(dim=1),
+    )
+    dora = {"variant": "dora", "epochs": 1}
+    first = strategy(**dora).tune(START, given, bench(base, fake(half)))
+    assert isinstance(first, Fixed) and first.adapter
+    magnitude = first.adapter.factors["model.layers.0.mlp.up_proj"][2]
+    assert magnitude.shape == own.shape and (magnitude - own).abs().min() > 0
+    again = strategy(**dora, gradient_checkpointing=True).tune(START, given, bench(base, fake(half)))
+    assert isinstance(again, Fixed) and again.adapter and again.adapter.digest == first.adapter.digest
+    second = strategy(**dora).tune(first, given, bench(base, fake(half)).at("again"))
+    assert isinstance(second, Fixed) and second.adapter and second.adapter.digest != first.adapter.digest
+    assert train_loss(base, given, second) < train_loss(base, given, first) < train_loss(base, given, START)
 
 
 def test_budgets(base: BaseModel) -> None:
