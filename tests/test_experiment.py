@@ -14,6 +14,7 @@ from cotune.config import RunConfig, resolve
 from cotune.errors import DataError, UsageError
 from cotune.predict import predict
 from cotune.record import read_rows
+from cotune.tasks import data as data_of_tasks
 from cotune.tasks import task as make_task
 from cotune.tasks.micro import MicroCosmosQA
 
@@ -158,15 +159,15 @@ def test_val_is_measured_without_reading_test(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    generate = MicroCosmosQA.generate_rows
+    generated = data_of_tasks._generated  # parsed once in a process
 
-    def noted(self: MicroCosmosQA, split: str, *args: Any) -> Any:
+    def noted(kind: Any, split: str, count: int) -> Any:
         read.append(split)
-        return generate(self, split, *args)
+        return generated(kind, split, count)
 
     choosing = config.model_copy(update={"measured": "val"})
     data = experiment.dataset(choosing, make_task(choosing.task))
-    monkeypatch.setattr(MicroCosmosQA, "generate_rows", noted)
+    monkeypatch.setattr(data_of_tasks, "_generated", noted)
     folder = experiment.run(choosing, tmp_path).folder
     assert [r["id"] for r in read_rows(folder / "predictions.jsonl")] == [e.id for e in data.val]
     used = json.loads((folder / "data.json").read_text())["used"]

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from cotune.cli import app
 
 SMALL = """
 model = "tiny"
@@ -63,13 +66,19 @@ checkpoint_every = 2
 RESULTS = ("predictions.jsonl", "crossed.jsonl", "data.json", "tuned/tuned.json")
 
 
-def command(strategy: str, config: Path, out: Path) -> list[str]:
-    """`strategy` may name the method of its lever: lora-only/ppo."""
+def arguments(strategy: str, config: Path, out: Path) -> list[str]:
+    """Of cotune. `strategy` may name the method of its lever: lora-only/ppo."""
     name, _, method = strategy.partition("/")
     flags = ["--strategy", name, "--config", str(config), "--out", str(out), "--name", "run", "--quiet"]
     section = "prompt" if name == "prompt-only" else "weights"
     flags += ["--set", f"{section}.method={method}"] if method else []
-    return [sys.executable, "-m", "cotune", "run", *flags]
+    return ["run", *flags]
+
+
+def run_here(strategy: str, config: Path, out: Path) -> None:
+    """In this process, which has imported everything already."""
+    result = CliRunner().invoke(app, arguments(strategy, config, out))
+    assert result.exit_code == 0, result.output
 
 
 def lines(path: Path) -> int:
@@ -86,15 +95,15 @@ def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path)
         pytest.importorskip(PACKAGES[strategy])
     config = tmp_path / "small.toml"
     config.write_text(SMALL)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(strategy, config, tmp_path / "whole"), check=True, env=environment)
+    run_here(strategy, config, tmp_path / "whole")
     whole = tmp_path / "whole/run"
     events = lines(whole / "events.jsonl")
 
     # Kill when a random number of its events are on disk, wherever it is then.
     killed = tmp_path / "killed/run"
     target = random.Random(f"kill/{strategy}").randrange(1, max(2, events))
-    process = subprocess.Popen(command(strategy, config, tmp_path / "killed"), env=environment)
+    command = [sys.executable, "-m", "cotune", *arguments(strategy, config, tmp_path / "killed")]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while lines(killed / "events.jsonl") < target and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -102,7 +111,7 @@ def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (killed / "summary.json").exists()
 
-    subprocess.run(command(strategy, config, tmp_path / "killed"), check=True, env=environment)
+    run_here(strategy, config, tmp_path / "killed")
     for name in RESULTS:
         assert (killed / name).exists() == (whole / name).exists(), name
         if (whole / name).exists():
@@ -115,5 +124,5 @@ def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path)
 
     # A finished run is reported, not run again.
     before = (killed / "summary.json").read_bytes()
-    subprocess.run(command(strategy, config, tmp_path / "killed"), check=True, env=environment)
+    run_here(strategy, config, tmp_path / "killed")
     assert (killed / "summary.json").read_bytes() == before
