@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cotune.bundle import Bundle, Model
+from cotune.cells import LEVERS
 from cotune.compare.escape import clean, markdown
 from cotune.compare.stats import Estimate, compare_paired, mean_score
 from cotune.models.registry import MODELS
@@ -149,11 +150,11 @@ def _scores(run: Path, summary: Mapping[str, Any], data: Mapping[str, Any]) -> l
         "| --- | --- |" + (" --- |" if cells else ""),
         f"| this run | {_percent(mean_score(list(ours.values())))} |" + ("  |" if cells else ""),
     ]
-    named = {"seed/base": "seed prompt, base weights (zero-shot)"}
     for cell, scores in cells.items():
         other = [scores[i] for i in ours]
         lost = compare_paired(list(ours.values()), other).estimate
-        label = named.get(cell, "{} prompt, {} weights".format(*cell.split("/")))
+        settings = [f"{setting} {lever}" for setting, lever in zip(cell.split("/"), LEVERS, strict=False)]
+        label = ", ".join(settings) + (" (zero-shot)" if "tuned" not in cell else "")
         lines.append(f"| {label} | {_percent(mean_score(other))} | {_percent(lost, '+')} |")
     if split == "val":
         lines += ["", "Val examples also choose what tuning keeps: expect less on new ones."]

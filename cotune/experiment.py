@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cotune import canary, noise
+from cotune import canary, cells, noise
 from cotune.bench import Bench, ignore
 from cotune.checks import remarks, validity
 from cotune.config import RunConfig
@@ -105,8 +105,8 @@ def measured_examples(config: RunConfig, data: Dataset) -> tuple[Example, ...]:
 
 
 def is_crossed(config: RunConfig, strategy: Strategy) -> bool:
-    """Whether the 2x2 is measured: both levers were turned, and it is not settings that are being chosen."""
-    return strategy.levers == {"prompt", "weights"} and config.measured == "test"
+    """Whether other cells are measured: several levers were turned, and it is not settings that are being chosen."""
+    return len(strategy.levers) > 1 and config.measured == "test"
 
 
 def seed_prompt(config: RunConfig, task: Task) -> Fixed:
@@ -139,8 +139,7 @@ def check_black_box(config: RunConfig, strategy: Strategy) -> list[str]:
     if config.engine != "openai":
         return []
     model = black_box(config)
-    stages = config.sequential.stages if config.strategy == "sequential" else "w"
-    if "weights" in strategy.levers and ("w" in stages or "j" in stages):
+    if "weights" in strategy.levers:
         raise UsageError(
             f"{config.strategy} tunes weights, and {model.name} is a black box behind {config.openai.base_url}: its "
             "weights cannot be reached. Take --strategy prompt-only, or --engine transformers with a model that runs "
@@ -276,7 +275,8 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
         folder.write_rows("predictions.jsonl", rows)
         crossed: list[dict[str, Any]] = []
         if is_crossed(config, strategy):
-            crossed = _crossed(task, measured, start.prompt, ours, sampling, measure)
+            levers = [lever for lever in cells.LEVERS if lever in strategy.levers]
+            crossed = _crossed(task, measured, start, ours, levers, sampling, measure)
             folder.write_rows("crossed.jsonl", crossed)
         repeated = noise.measure(task, evaluation, sampling, measure, config.noise_examples)
         adapters = canary.measure(evaluation, sampling, measure)
@@ -310,36 +310,45 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
 def _crossed(
     task: Task,
     test: Sequence[Example],
-    seed: Prompt,
+    start: Fixed,
     ours: Sequence[Conditioning],
+    levers: Sequence[str],
     sampling: Sampling,
     bench: Bench,
 ) -> list[dict[str, Any]]:
-    """The rows of the 2x2 {seed, tuned prompt} x {base, tuned weights} but its last cell (sheet 01, ours), each
-    example under the plan of the last."""
-    crossed = {
-        "seed/base": [Conditioning(seed, None, c.plan) for c in ours],
-        "tuned/base": [Conditioning(c.prompt, None, c.plan) for c in ours],
-        "seed/tuned": [Conditioning(seed, c.adapter, c.plan) for c in ours],
-    }
-    return [
-        {"cell": cell, **row}
-        for cell, conditionings in crossed.items()
-        for row in prediction_rows(evaluate(task, test, conditionings, sampling, bench, label=cell))
-    ]
+    """The rows of every cell of the tuned `levers` but the last, `ours` (sheet 01 for prompt and weights; ours).
+
+    A plan that was not chosen is that of `ours` in all cells. One that was chosen is turned back to that of `start`,
+    decoded anew: a greedy answer is not the first of N samples. Requests that two cells share are generated once.
+    """
+    *others, _ = cells.named(levers).items()
+    rows = []
+    for cell, tuned in others:
+        conditionings = [
+            Conditioning(
+                c.prompt if "prompt" in tuned else start.prompt,
+                c.adapter if "weights" in tuned else None,
+                start.plan if "plan" in levers and "plan" not in tuned else c.plan,
+            )
+            for c in ours
+        ]
+        evaluation = evaluate(task, test, conditionings, sampling, bench, label=cell)
+        rows += [{"cell": cell, **row} for row in prediction_rows(evaluation)]
+    return rows
 
 
 def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the summary says of the rows of predictions.jsonl and crossed.jsonl: means, outcomes, the 2x2 (or None)."""
+    """What the summary says of the rows of predictions.jsonl and crossed.jsonl: means, outcomes, cells (or None)."""
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
     score = mean([row["score"] for row in rows])
     outcomes = Counter(row["outcome"] for row in rows)
-    cells = {row["cell"]: 0.0 for row in crossed}
-    for cell in cells:
-        cells[cell] = mean([row["score"] for row in crossed if row["cell"] == cell])
+    others = {row["cell"]: 0.0 for row in crossed}
+    for cell in others:
+        others[cell] = mean([row["score"] for row in crossed if row["cell"] == cell])
+    last = list(cells.named(cells.crossed(others)))[-1] if others else ""
     metrics = sorted({name for row in rows for name in row["metrics"]})
     sampled = [row["plan"] for row in rows if "plan" in row]
     plans = [plan for i, plan in enumerate(sampled) if plan not in sampled[:i]]
@@ -349,7 +358,7 @@ def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any
         "score": score,
         "metrics": {name: mean([row["metrics"].get(name, 0.0) for row in rows]) for name in metrics},
         "outcomes": {o.value: outcomes[o.value] for o in Outcome},
-        "cells": cells | {"tuned/tuned": score} if cells else None,
+        "cells": others | {last: score} if others else None,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cotune import noise
+from cotune import cells, noise
 from cotune.config import RunConfig
 from cotune.errors import CotuneError
 from cotune.experiment import (
@@ -49,13 +49,17 @@ def plan(config: RunConfig) -> dict[str, Any]:
     data = dataset(config, task)
     sampling, load = decoding(config, task), _workload(config, task, data, outlined)
     test = len(measured_examples(config, data))
-    cells = 4 if is_crossed(config, strategy) else 1
     tuning = _cost(strategy.plan(load), outlined.parameters_count)
     limits = config.budget.model_dump(include={"tokens", "flops"}, exclude_none=True)
     twice = min(test, _answered_twice(config))
     measuring = replace(load, limit=sampling.max_new_tokens, samples=_deployed(config, strategy, load))
+    asked = [
+        load.samples if "plan" in strategy.levers and "plan" not in tuned else measuring.samples
+        for tuned in cells.cells(sorted(strategy.levers))
+    ]  # completions that a question takes in each cell
+    answers = test * (sum(asked) if is_crossed(config, strategy) else measuring.samples)
     measured = [
-        measuring.answers(f"measure on {config.measured}", cells * test, load.question),
+        Work.generation(f"measure on {config.measured}", answers, load.question, sampling.max_new_tokens),
         *([measuring.answers("noise", twice, load.question)] if twice else []),
     ]
     return {
@@ -99,8 +103,7 @@ def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel)
 
 def _deployed(config: RunConfig, strategy: Strategy, load: Workload) -> int:
     """Completions that an answer takes at most once tuning is over."""
-    chosen = "plan" in strategy.levers or (config.strategy == "sequential" and "i" in config.sequential.stages)
-    return config.inference.samples if chosen else load.samples
+    return config.inference.samples if "plan" in strategy.levers else load.samples
 
 
 def _answering(config: RunConfig) -> BaseModel:

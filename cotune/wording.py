@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cotune.cells import LEVERS
 from cotune.compare.escape import clean
 from cotune.compare.render import Sheet, count, estimate, two_digits
 from cotune.compare.stats import Estimate, wilson
@@ -36,7 +37,9 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += plan_lines(summary.get("plan") or {})
     if summary.get("cells"):
         cells = ", ".join(f"{cell} {100 * value:.1f}%" for cell, value in summary["cells"].items())
-        lines.append(f"  2x2 (prompt/weights) {cells}")
+        size = "2x2x2" if len(summary["cells"]) > 4 else "2x2"
+        levers = "/".join(LEVERS[: len(next(iter(summary["cells"])).split("/"))])
+        lines.append(f"  {size} ({levers}) {cells}")
     lines += cost_lines(summary)
     lines += noise_lines(summary.get("noise") or {"promised": True})
     lines += [f"  note: {note}" for note in summary.get("notes") or ()]

@@ -18,6 +18,7 @@ RANK = {
     "errors": 0,
     "values": 1,
     "plugins": 1,
+    "cells": 1,
     "config": 2,
     "ledger": 2,
     "serving": 3,
@@ -77,7 +78,7 @@ RANK = {
     "cli": 17,
     "__main__": 18,
 }
-COMPARE_MAY_SEE = {"errors", "values", "config", "record", "compare"}
+COMPARE_MAY_SEE = {"errors", "values", "cells", "config", "record", "compare"}
 
 
 def room(path: Path) -> str:

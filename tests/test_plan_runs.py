@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from cotune.cells import LEVERS, named
 from cotune.cli import app
+from cotune.config import RunConfig
 from cotune.export import export
 from cotune.finished import regrade
 from cotune.opened import open_any
+from cotune.planning import plan
 from cotune.predict import predict
 from cotune.record import read_json, read_rows
 from tests.conftest import finished_run
@@ -118,9 +121,53 @@ def test_a_plan_is_chosen_for_what_joint_tuning_generates(tmp_path: Path, random
     assert (tuned["kind"], tuned["plan"]["aggregation"]) == ("metatuner", "best-of")
     assert all(row["plan"] == tuned["plan"] and row["adapter"] for row in rows)
     assert [row["stage"] for row in read_rows(run / "events.jsonl") if row["kind"] == "policy"] == ["tune/1-i"]
+    the_cells_are_measured(run, LEVERS, tuned["plan"])
     export(run, tmp_path / "bundle")
     assert answered(tmp_path / "bundle", tmp_path) == answered(run, tmp_path)
     assert read_json(tmp_path / "bundle/bundle.json")["plan"]["aggregate"] == tuned["plan"]
+    assert "| tuned prompt, base weights, seed plan |" in (tmp_path / "bundle/README.md").read_text()
+
+
+def the_cells_are_measured(run: Path, levers: tuple[str, ...], chosen: dict[str, Any]) -> None:
+    """Every cell has every example once, under the levers that its name says; a greedy answer is no sample."""
+    rows, cells = read_rows(run / "predictions.jsonl"), read_json(run / "summary.json")["cells"]
+    crossed = read_rows(run / "crossed.jsonl")
+    *others, last = named(levers)
+    assert list(cells) == [*others, last]
+    assert cells[last] == read_json(run / "summary.json")["score"]
+    assert [(row["cell"], row["id"]) for row in crossed] == [(cell, row["id"]) for cell in others for row in rows]
+    for i, row in enumerate(crossed):
+        tuned, ours = named(levers)[row["cell"]], rows[i % len(rows)]
+        assert row.get("plan") == (chosen if "plan" in tuned else None)
+        assert row["adapter"] == (ours["adapter"] if "weights" in tuned else None)
+        assert row["instruction"] == (ours if "prompt" in tuned else crossed[0])["instruction"]
+    before = (run / "crossed.jsonl").read_bytes(), read_json(run / "summary.json")
+    assert regrade(run)["rows"] == len(rows) * 2 ** len(levers)
+    assert ((run / "crossed.jsonl").read_bytes(), read_json(run / "summary.json")) == before
+    shown = CliRunner().invoke(app, ["show", str(run)]).output
+    size = "x".join("2" * len(levers))
+    assert f"  {size} (prompt/weights/plan) seed/base/seed {100 * cells['seed/base/seed']:.1f}%" in shown
+
+
+def test_weights_then_plan_are_four_cells_and_planned_as_such(tmp_path: Path, random_model_dir: Path) -> None:
+    run = finished_run(
+        tmp_path, random_model_dir, "sequential", 4, sequential__stages="w,i",
+        weights__rank=2, weights__epochs=1, weights__learning_rate=0.05, weights__batch_size=4,
+        inference__samples=2, inference__completions=12, noise_examples=0,
+    )  # fmt: skip
+    the_cells_are_measured(run, ("weights", "plan"), read_json(run / "tuned/tuned.json")["plan"])
+    config = RunConfig(**read_json(run / "config.json"))
+    assert plan(config)["measuring_at_most"]["calls"] == 2 * (2 * 1 + 2 * 2)  # two questions, greedy or two samples
+    other = config.model_copy(update={"sequential": config.sequential.model_copy(update={"stages": "p,w,i"})})
+    assert plan(other)["measuring_at_most"]["calls"] == 2 * (4 * 1 + 4 * 2)
+    compared = json.loads(CliRunner().invoke(app, ["compare", str(run), "--json"]).output)["groups"][0]
+    assert [effect["levers"] for effect in compared["effects"]] == [["weights"], ["plan"], ["weights", "plan"]]
+    cells = read_json(run / "summary.json")["cells"]
+    means = [
+        (cells["seed/tuned/seed"] + cells["seed/tuned/tuned"] - cells["seed/base/seed"] - cells["seed/base/tuned"]) / 2,
+        (cells["seed/base/tuned"] + cells["seed/tuned/tuned"] - cells["seed/base/seed"] - cells["seed/tuned/seed"]) / 2,
+    ]
+    assert [effect["effect"] for effect in compared["effects"][:2]] == pytest.approx(means)
 
 
 @pytest.mark.parametrize(

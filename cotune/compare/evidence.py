@@ -62,9 +62,9 @@ def seed_prompt(group: Group) -> str | None:
     if isinstance(asked, str):
         return asked
     for run in done:
-        named = ("predictions.jsonl", None) if run.strategy == "zero-shot" else ("crossed.jsonl", "seed/base")
-        for row in rows_of(run, named[0], []):
-            if row.get("cell") == named[1] and isinstance(row.get("instruction"), str):
+        name = "predictions.jsonl" if run.strategy == "zero-shot" else "crossed.jsonl"
+        for row in rows_of(run, name, []):
+            if str(row.get("cell", "seed")).startswith("seed") and isinstance(row.get("instruction"), str):
                 return str(row["instruction"])
     return None
 

@@ -1,28 +1,20 @@
 """What each lever does and what they do together, from scores with every combination of levers seed and tuned.
 
-k levers make 2^k cells; the 2x2 of prompt and weights is k = 2, with the inference plan k = 3. Levers are names and
-cells sets of tuned levers; nothing here knows runs or files.
+k levers make 2^k cells (cells.py); the 2x2 of prompt and weights is k = 2, with the inference plan k = 3. Nothing here
+knows runs or files.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cotune.cells import LEVERS, Cell, cells
 from cotune.compare.crossed import Arm, effect
 from cotune.compare.stats import Finding, Floats
 from cotune.errors import DataError
-
-Cell = frozenset[str]  # the levers that are tuned in it
-LEVERS = ("prompt", "weights", "plan")
-
-
-def cells(levers: Sequence[str]) -> Iterator[Cell]:
-    """All 2^k cells in standard order: none, the first, the second, both, the third, ..."""
-    for tuned in itertools.product((False, True), repeat=len(levers)):
-        yield frozenset(lever for lever, t in zip(levers, reversed(tuned), strict=True) if t)
 
 
 def contrast(scores: Mapping[Cell, Floats], levers: Sequence[str], of: Sequence[str]) -> Floats:

@@ -19,6 +19,7 @@ from cotune.compare.curves import learning
 from cotune.compare.runs import CELLS
 from cotune.compare.stats import Estimate, Finding
 from cotune.compare.tables import (
+    PLANNED,
     Group,
     Overall,
     Row,
@@ -31,6 +32,7 @@ from cotune.compare.tables import (
     seeds,
     serving,
     spread,
+    tested_record,
 )  # fmt: skip
 from cotune.compare.words import p_value
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 LEGEND = (
     "Brackets: 95% intervals, each for its number alone; they cover other test examples and, with three or more seeds, "
     "other seeds. Several seeds: each example's mean over them. *: p below 0.05 after Holm's correction over all "
-    "differences of its kind here (Δ of tasks, Δ of means over tasks, interactions)."
+    "differences of its kind here (Δ of tasks, Δ of means over tasks, interactions, effects of levers)."
 )
 
 
@@ -61,8 +63,9 @@ class Sheet:
 
 def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
     """Of each group the scores with what they show in words, the tests, the costs, what an answer costs, when what is
-    dearer to tune pays, the spread of several runs, the 2x2 where a strategy turned both levers, and what the checks
-    found, `whole`: also where that is nothing. Then, where there are several tasks, their mean.
+    dearer to tune pays, the spread of several runs, the 2x2 where a strategy turned both levers, the 2x2x2 and what
+    each lever does where it chose the plan too, and what the checks found, `whole`: also where that is nothing. Then,
+    where there are several tasks, their mean.
     """
     out = []
     for group in groups:
@@ -105,11 +108,12 @@ def sheets(groups: Sequence[Group], whole: bool = False) -> list[Sheet]:
             out.append(Sheet(f"{title} · serving", names, served, never))
             if paying:
                 out.append(Sheet(f"{title} · break-even", _BREAK_EVEN, paying, (_PAYS,)))
-        crossed = tuple(_crossed(row) for row in done if row.cells)
+        crossed = tuple(_crossed(row) for row in done if row.two_by_two)
         if crossed:
             cells = ("prompt/weights %", *CELLS, "interaction")
             words = tuple(row.interaction_sentence for row in done if row.interaction_sentence)
             out.append(Sheet(f"{title} · 2x2", cells, crossed, words))
+        out += _attributions(title, [row for row in done if row.effects])
         if found[1]:
             out.append(Sheet(f"{title} · checks", *found, ()))
     return out + means(overall(groups))
@@ -226,8 +230,37 @@ def _paying(pair: BreakEven) -> tuple[str, ...]:
 
 
 def _crossed(row: Row) -> tuple[str, ...]:
-    cells = row.cells or {}
+    cells = row.two_by_two or {}
     return (row.strategy, *(f"{100 * cells[cell]:.1f}" for cell in CELLS), _difference(row.interaction))
+
+
+_SEED_PLAN = (
+    "Plan seed: answered anew under the plan that the run began with. That is greedy unless plan.* says otherwise, and "
+    "a greedy answer is not the first of the tuned plan's samples."
+)
+
+
+def _attributions(title: str, rows: Sequence[Row]) -> list[Sheet]:
+    """The cells of the runs that chose their plan, a column for each strategy; then what each set of levers does."""
+    if not rows:
+        return []
+    grids = [row.cells or {} for row in rows]
+    cells = tuple(
+        (cell, *(f"{100 * grid[cell]:.1f}" if cell in grid else "" for grid in grids))
+        for cell in PLANNED
+        if any(cell in grid for grid in grids)
+    )
+    effects = tuple(
+        (row.strategy, " x ".join(of), _difference(tested), *_tested(tested))
+        for row in rows
+        for of, tested in row.effects.items()
+    )
+    said = tuple(sentence for row in rows for sentence in row.effect_sentences)
+    strategies = tuple(row.strategy for row in rows)
+    return [
+        Sheet(f"{title} · 2x2x2", ("prompt/weights/plan %", *strategies), cells, (_SEED_PLAN,)),
+        Sheet(f"{title} · levers", ("strategy", "of", "effect, points", *_TESTED), effects, said),
+    ]
 
 
 def _difference(tested: Finding | None) -> str:
@@ -379,6 +412,11 @@ def as_json(groups: Sequence[Group]) -> str:
                     for row in group.rows
                     for run in row.runs
                     if row.status == "done" and (curve := learning(run, [])) and curve.validated
+                ],
+                "effects": [
+                    {"strategy": row.strategy, "levers": list(of)} | _tidy(tested_record("effect", tested, sentence))
+                    for row in group.rows
+                    for (of, tested), sentence in zip(row.effects.items(), row.effect_sentences, strict=True)
                 ],
                 "break_even": [_tidy(pair.record()) for pair in break_evens(group)],
             }

@@ -219,7 +219,7 @@ def _plots(group: Group, problems: list[str]) -> dict[str, tuple[Plot | None, st
     ]
     learnt = [(_series(row), [curve for run in row.runs if (curve := learning(run, problems))]) for row in done]
     learnt = [(series, some) for series, some in learnt if some]
-    crossed = [(_series(row), row.cells, row.interaction) for row in done if row.cells]
+    crossed = [(_series(row), row.two_by_two, row.interaction) for row in done if row.two_by_two]
     unpriced = [row.strategy for row in done if cost(row, "tuning", "tokens") is None]
     return {
         "differences": (
@@ -234,7 +234,7 @@ def _plots(group: Group, problems: list[str]) -> dict[str, tuple[Plot | None, st
             "What the prompt gives alone, the weights alone, and both. Interaction: how much more both give together "
             "than the sum of what each gives alone."
             if crossed
-            else "No 2x2: it needs a finished run that tunes both prompt and weights (sequential, joint).",
+            else "No 2x2: it needs a finished run that tunes prompt and weights (sequential, joint) and no plan.",
         ),
         "cost": (
             plots.frontier(name, group.metric, spent) if spent else None,

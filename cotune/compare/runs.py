@@ -6,16 +6,17 @@ status "damaged": it stays visible and takes part in no number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cotune.cells import LEVERS, crossed, named
 from cotune.errors import CotuneError
 from cotune.record import read_json, read_rows, run_folders
 from cotune.values import digest
 
-CELLS = ("seed/base", "tuned/base", "seed/tuned", "tuned/tuned")  # prompt / weights
+CELLS = tuple(named(LEVERS[:2]))  # prompt / weights
 UNFINISHED = "no summary.json yet: still running, or interrupted; the same command again continues it"
 
 
@@ -23,8 +24,8 @@ UNFINISHED = "no summary.json yet: still running, or interrupted; the same comma
 class Run:
     """`status` is done, no-data, failed, unfinished, damaged or no-metric; only a done run has `scores`.
 
-    `scores` maps example id -> score in [0, 1]; `cells` maps each cell of the 2x2 to such scores, empty without a 2x2.
-    They are of `metric`. `folder` is where it was read from.
+    `scores` maps example id -> score in [0, 1]; `cells` maps each cell of its levers (cells.py) to such scores, empty
+    for a run of one lever. They are of `metric`. `folder` is where it was read from.
     """
 
     name: str
@@ -104,7 +105,8 @@ def _read(folder: Path, metric: str | None) -> Run:
             return Run(name, "no-metric", f"it has {', '.join(summary['metrics'])}, not {metric}", config, summary)
         scores = _by_id(read_rows(folder / "predictions.jsonl"), metric)
         _check(scores, summary, metric)
-        cells = _cells(read_rows(folder / "crossed.jsonl"), scores, metric) if summary.get("cells") else {}
+        names = list(named(crossed(summary["cells"]))) if summary.get("cells") else []
+        cells = _cells(names, read_rows(folder / "crossed.jsonl"), scores, metric) if names else {}
         return Run(name, "done", "", config, summary, scores, cells, metric or str(summary["headline"]))
     except CotuneError as error:
         return Run(name, "damaged", str(error), config)
@@ -140,12 +142,12 @@ def _check(scores: Mapping[str, float], summary: Mapping[str, Any], metric: str 
 
 
 def _cells(
-    rows: Iterable[Mapping[str, Any]], ours: Mapping[str, float], metric: str | None
+    names: Sequence[str], rows: Iterable[Mapping[str, Any]], ours: Mapping[str, float], metric: str | None
 ) -> dict[str, dict[str, float]]:
-    """Scores by id of all four cells. Raises CotuneError when a cell does not have every example."""
+    """Scores by id of all cells, `ours` the last. Raises CotuneError when a cell does not have every example."""
     rows = list(rows)
-    cells = {cell: _by_id((row for row in rows if row["cell"] == cell), metric) for cell in CELLS[:3]}
+    cells = {cell: _by_id((row for row in rows if row["cell"] == cell), metric) for cell in names[:-1]}
     for cell, scores in cells.items():
         if scores.keys() != ours.keys():
             raise CotuneError(f"crossed.jsonl lacks rows of the cell {cell}. Run it again in another folder.")
-    return {**cells, CELLS[3]: dict(ours)}
+    return {**cells, names[-1]: dict(ours)}

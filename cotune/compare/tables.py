@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cotune.cells import LEVERS, named
+from cotune.cells import crossed as turned
 from cotune.compare import checked, crossed, factorial, mixtures, words
 from cotune.compare.crossed import Arm
 from cotune.compare.labels import variant_labels
@@ -23,6 +25,7 @@ from cotune.errors import UsageError
 
 STRATEGY_ORDER = ("zero-shot", "prompt-only", "lora-only", "sequential", "joint")
 BASELINE = "zero-shot"
+PLANNED = tuple(named(LEVERS))  # the cells of prompt / weights / plan
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Row:
     """The done runs of one variant of one strategy, or one run that is not done (then only `reason` says more).
 
     `arm` holds the scores [runs, examples]. `score` is over examples, each example's score being its mean over the runs
-    (seeds) of this row; so are `difference` (to the baseline row, example by example), `cells` and `interaction`. Both
-    tests carry Holm's correction over all of their kind in the comparison, which the sentences tell in words.
+    (seeds) of this row; so are `difference` (to the baseline row, example by example), `cells`, `interaction` (of a 2x2
+    of prompt and weights) and `effects` (of every set of levers, the plan among them). All tests carry Holm's
+    correction over all of their kind in the comparison, which the sentences tell in words.
     """
 
     strategy: str
@@ -43,9 +47,16 @@ class Row:
     is_baseline: bool = False
     cells: Mapping[str, float] | None = None
     interaction: Finding | None = None
+    effects: Mapping[tuple[str, ...], Finding] = field(default_factory=dict)
     arm: Arm | None = None
     sentence: str = ""
     interaction_sentence: str = ""
+    effect_sentences: tuple[str, ...] = ()
+
+    @property
+    def two_by_two(self) -> Mapping[str, float] | None:
+        """The cells where they are those of prompt and weights, under one plan."""
+        return self.cells if self.cells and not self.effects else None
 
 
 @dataclass(frozen=True)
@@ -121,11 +132,13 @@ def compare(
 
 
 def _corrected(groups: Sequence[Group]) -> list[Group]:
-    """Holm's correction over all differences, and over all interactions, of the groups; then the sentences."""
+    """Holm's correction over all differences, all interactions and all effects of the groups; then the sentences."""
     rows = [row for group in groups for row in group.rows]
     differences = _holm([row.difference for row in rows])
     interactions = _holm([row.interaction for row in rows])
+    effects = iter(_holm([effect for row in rows for effect in row.effects.values()]))
     shown, twos = (sum(t is not None for t in tests) for tests in (differences, interactions))
+    many = sum(len(row.effects) for row in rows)
     corrected = iter(zip(rows, differences, interactions, strict=True))
     out = []
     for group in groups:
@@ -133,13 +146,17 @@ def _corrected(groups: Sequence[Group]) -> list[Group]:
         for row, difference, interaction in (next(corrected) for _ in group.rows):
             sentence = words.difference(row.strategy, str(group.baseline), difference, shown) if difference else ""
             other = words.interaction(row.strategy, interaction, twos) if interaction else ""
+            turned = {of: tested for of in row.effects if (tested := next(effects))}
+            levers = list(turned)[-1] if turned else ()
             told.append(
                 replace(
                     row,
                     difference=difference,
                     interaction=interaction,
+                    effects=turned,
                     sentence=sentence,
                     interaction_sentence=other,
+                    effect_sentences=tuple(words.effect(row.strategy, of, levers, t, many) for of, t in turned.items()),
                 )
             )
         out.append(replace(group, rows=tuple(told)))
@@ -257,18 +274,28 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, 
 
 def _row(label: str, runs: Sequence[Run], arm: Arm, base: str, theirs: Arm, ids: Sequence[str]) -> Row:
     difference = cells = interaction = None
+    effects: dict[tuple[str, ...], Finding] = {}
     if label != base:
-        unseen = words.uncovered([(label, arm), (base, theirs)])
-        difference = replace(crossed.difference(arm, theirs), uncovered=unseen)
-    if all(run.cells for run in runs):
-        grid = {cell: _arm(runs, [run.cells[cell] for run in runs], ids) for cell in CELLS}
-        cells = {cell: mean_of(grid[cell].per_example) for cell in CELLS}
-        levers = factorial.LEVERS[:2]  # prompt and weights, as in CELLS
-        named = {tuned: grid[cell].scores for tuned, cell in zip(factorial.cells(levers), CELLS, strict=True)}
-        synergy = Arm(factorial.contrast(named, levers, levers))
-        interaction = replace(crossed.effect(synergy, 2), uncovered=words.uncovered([(label, synergy)]))
+        uncovered = words.uncovered([(label, arm), (base, theirs)])
+        difference = replace(crossed.difference(arm, theirs), uncovered=uncovered)
+    names = tuple(runs[0].cells)
+    if names and all(tuple(run.cells) == names for run in runs):
+        levers = turned(names)
+        grid = {cell: _arm(runs, [run.cells[cell] for run in runs], ids) for cell in names}
+        cells = {cell: mean_of(grid[cell].per_example) for cell in names}
+        scores = {tuned: grid[cell].scores for cell, tuned in named(levers).items()}
+
+        def unseen(of: Sequence[str]) -> str:
+            return words.uncovered([(label, Arm(factorial.contrast(scores, levers, of)))])
+
+        if "plan" in levers:
+            found = factorial.attribution(scores, levers)
+            effects = {of: replace(effect, uncovered=unseen(of)) for of, effect in found.items()}
+        else:
+            synergy = Arm(factorial.contrast(scores, levers, levers))
+            interaction = replace(crossed.effect(synergy, 2), uncovered=unseen(levers))
     score = crossed.estimate_score(arm)
-    return Row(label, "done", tuple(runs), "", score, difference, label == base, cells, interaction, arm)
+    return Row(label, "done", tuple(runs), "", score, difference, label == base, cells, interaction, effects, arm)
 
 
 def _arm(runs: Sequence[Run], parts: Sequence[Mapping[str, float]], ids: Sequence[str]) -> Arm:
@@ -423,7 +450,7 @@ def record(group: Group, row: Row) -> dict[str, Any]:
         "engine_sd": parts and parts.engine,
         "baseline": group.baseline if row.difference else None,
         **tested_record("difference", row.difference, row.sentence),
-        **{f"cell_{cell.replace('/', '_')}": row.cells and row.cells[cell] for cell in CELLS},
+        **{f"cell_{cell.replace('/', '_')}": row.cells and row.cells.get(cell) for cell in (*CELLS, *PLANNED)},
         **tested_record("interaction", row.interaction, row.interaction_sentence),
         **{
             f"{account}_{unit}": cost(row, account, unit)

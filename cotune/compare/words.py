@@ -39,6 +39,26 @@ def interaction(strategy: str, tested: Finding, shown: int) -> str:
     return _with_seeds(f"{strategy}: {_not_shown('interaction of prompt and weights', tested, shown)}", tested)
 
 
+def effect(strategy: str, of: Sequence[str], levers: Sequence[str], tested: Finding, shown: int) -> str:
+    """What one lever gives, or several beyond their sum, over both settings of the other `levers` (factorial.py)."""
+    rest = [lever for lever in levers if lever not in of]
+    who = f"{strategy}, averaged over {listed(rest)} seed and tuned" if rest else strategy
+    mean, one = tested.estimate.mean, len(of) == 1
+    what = f"effect of the {of[0]}" if one else f"interaction of {listed(of)}"
+    if tested.significant:
+        amount, word = f"{points(abs(mean))} points", "more" if mean > 0 else "less"
+        if one:
+            claim = f"tuning the {of[0]} {'gains' if mean > 0 else 'loses'} {amount}"
+        elif len(of) == 2:
+            claim = f"{listed(of)} together gain {amount} {word} than the sum of what each gains without the other"
+        else:
+            claim = f"what {listed(of[:-1])} gain beyond their sum is {amount} {word} once the {of[-1]} is tuned too"
+        return _with_seeds(f"{who}: {claim}{_interval(tested, mean)}", tested)
+    if not mean and not tested.estimate.standard_error:
+        return _with_seeds(f"{who}: no {what} on any example", tested)
+    return _with_seeds(f"{who}: {_not_shown(what, tested, shown)}", tested)
+
+
 def relative_gain(ours: str, theirs: str, tested: Finding) -> str:
     """The gain relative to the baseline, averaged over tasks; it has no star: it is the difference in another unit."""
     interval = _span(tested.estimate)

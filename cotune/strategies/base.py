@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 from cotune.bench import Bench
 from cotune.config import RunConfig
@@ -74,9 +74,9 @@ class Work:
 
 
 class Strategy(Protocol):
-    """`levers` are the ones it turns: {"prompt"}, {"weights"}, both, or none."""
-
-    levers: ClassVar[frozenset[str]]
+    @property
+    def levers(self) -> frozenset[str]:
+        """Those of "prompt", "weights" and "plan" that it turns."""
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self: ...

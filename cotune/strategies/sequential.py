@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Self
 
 from cotune.bench import Bench
 from cotune.config import RunConfig
@@ -28,13 +28,15 @@ class Sequential:
     `samples` is the largest N that a stage i can choose.
     """
 
-    levers: ClassVar[frozenset[str]] = frozenset({"prompt", "weights"})
-
     kinds: Sequence[str]
     stages: Mapping[str, Strategy]
     restart: bool
     choice_examples: int
     samples: int = 1
+
+    @property
+    def levers(self) -> frozenset[str]:
+        return frozenset().union(*(self.stages[kind].levers for kind in self.kinds))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:

@@ -174,6 +174,8 @@ ROW = [
     "score_least_run", "score_most_run", "standard_error",
     "seed_sd", "example_se", "engine_sd", "baseline", *(f"difference{end}" for end in TESTED),
     "cell_seed_base", "cell_tuned_base", "cell_seed_tuned", "cell_tuned_tuned",
+    "cell_seed_base_seed", "cell_tuned_base_seed", "cell_seed_tuned_seed", "cell_tuned_tuned_seed",
+    "cell_seed_base_tuned", "cell_tuned_base_tuned", "cell_seed_tuned_tuned", "cell_tuned_tuned_tuned",
     *(f"interaction{end}" for end in TESTED),
     "tuning_tokens", "tuning_flops", "tuning_seconds", "measuring_tokens", "measuring_flops", "measuring_seconds",
     "budget_used", "peak_memory_bytes", "serving_prompts_flops", "serving_prompts_seconds", "serving_adapters_flops",
@@ -183,6 +185,7 @@ ROW = [
     "check_dead_adapters", "check_times_measured", "check_grades_differ", "mixed",
     "run_names", "reason",
 ]  # fmt: skip
+EFFECT = ["strategy", "levers", *(f"effect{end}" for end in TESTED)]
 OVERALL = [
     "model", "engine", "baseline", "strategy", "tasks", "mixed", "score", "score_low", "score_high",
     *(f"difference{end}" for end in TESTED), "relative_gain", "relative_gain_low", "relative_gain_high",
@@ -208,7 +211,7 @@ def test_the_fields_of_json_and_csv_are_pinned_and_documented(studies: list[Grou
     value = json.loads(as_json(studies))
     assert list(value) == ["groups", "overall"]
     assert list(value["groups"][0]) == [
-        "task", "model", "engine", "metric", "baseline", "notes", "mixed", "rows", "curves", "break_even",
+        "task", "model", "engine", "metric", "baseline", "notes", "mixed", "rows", "curves", "effects", "break_even",
     ]  # fmt: skip
     assert all(list(row) == ROW for group in value["groups"] for row in group["rows"])
     assert all(list(row) == OVERALL for row in value["overall"])
@@ -217,6 +220,8 @@ def test_the_fields_of_json_and_csv_are_pinned_and_documented(studies: list[Grou
     section = documented.partition("\n## compare\n")[2].partition("\n## ")[0]
     for name in (*ROW, *OVERALL, *TESTED[1:]):
         assert f"`{name}`" in section or name.startswith(("difference_", "interaction_")), name
+    for name in EFFECT[:3]:
+        assert f'"{name}"' in section, name
 
 
 def test_types_of_a_full_row(studies: list[Group]) -> None:

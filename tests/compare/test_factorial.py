@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from cotune.cells import LEVERS, Cell, cells
 from cotune.compare.crossed import Arm, effect
-from cotune.compare.factorial import LEVERS, Cell, attribution, cells, contrast
-from cotune.compare.runs import CELLS
+from cotune.compare.factorial import attribution, contrast
 from cotune.compare.stats import Floats, compare_mean
 from cotune.errors import DataError
 
@@ -30,14 +30,6 @@ def table(seeds: int = 3, examples: int = 8, **effects: float) -> dict[Cell, Flo
 def random_scores(seed: int, levers: tuple[str, ...] = LEVERS) -> dict[Cell, Floats]:
     random = np.random.default_rng(seed)
     return {cell: random.random((3, 8)) for cell in cells(levers)}
-
-
-def test_cells_are_in_standard_order_and_that_of_the_two_by_two() -> None:
-    assert ALL[:4] == [frozenset(), {"prompt"}, {"weights"}, {"prompt", "weights"}]
-    assert ALL[4:] == [{"plan"} | cell for cell in ALL[:4]]
-    named = ["/".join(("seed", "tuned")[x in c] if x == "prompt" else ("base", "tuned")[x in c] for x in LEVERS[:2])
-             for c in ALL[:4]]  # fmt: skip
-    assert tuple(named) == CELLS
 
 
 def test_an_additive_table_has_main_effects_and_no_interaction() -> None:

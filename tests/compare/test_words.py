@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cotune.cells import LEVERS
 from cotune.compare import words
 from cotune.compare.crossed import Arm
 from cotune.compare.stats import Estimate, Finding
@@ -118,4 +119,39 @@ def test_the_answer_names_who_is_better_worse_and_not_shown_to_be_either() -> No
     lost = replace(FOUND, p_holm=0.06)
     assert words.answer("z", [(n, lost) for n in "abcdefg"]) == (
         "no difference is shown between z and any of a, b, c and 4 more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "mean", "said"),
+    [
+        (("plan",), 0.031, "x, averaged over prompt and weights seed and tuned: tuning the plan gains 3.1 points"),
+        (("plan",), -0.031, "x, averaged over prompt and weights seed and tuned: tuning the plan loses 3.1 points"),
+        (
+            ("prompt", "plan"),
+            -0.031,
+            "x, averaged over weights seed and tuned: prompt and plan together gain 3.1 points less than the sum of "
+            "what each gains without the other",
+        ),
+        (
+            ("prompt", "weights", "plan"),
+            0.031,
+            "x: what prompt and weights gain beyond their sum is 3.1 points more once the plan is tuned too",
+        ),
+    ],
+)
+def test_an_effect_of_levers(of: tuple[str, ...], mean: float, said: str) -> None:
+    ends = (0.009, 0.053) if mean > 0 else (-0.053, -0.009)
+    found = replace(FOUND, estimate=Estimate(mean, *ends, 0.011, 500))
+    assert words.effect("x", of, LEVERS, found, 7) == f"{said} (95% 0.9 to 5.3)."
+
+
+def test_no_effect_shown_and_none_at_all() -> None:
+    assert words.effect("x", ("plan",), ("prompt", "plan"), NOT, 3) == (
+        "x, averaged over prompt seed and tuned: no effect of the plan shown (+0.3 points, 95% -1.2 to 1.8); "
+        "this design could have seen 2.4 points."
+    )
+    none = replace(NOT, estimate=Estimate(0.0, None, None, 0.0, 500), uncovered="one seed: other seeds are not covered")
+    assert words.effect("x", ("prompt", "plan"), ("prompt", "plan"), none, 3) == (
+        "x: no interaction of prompt and plan on any example. One seed: other seeds are not covered."
     )

@@ -10,8 +10,6 @@ from typing import Any
 from cotune.config import dump, resolve
 from cotune.values import digest
 
-CELLS = ("seed/base", "tuned/base", "seed/tuned")
-
 
 def rows_of(scores: Mapping[str, float], **more: Any) -> list[dict[str, Any]]:
     return [
@@ -56,8 +54,8 @@ def write_run(
     serving: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """`status` None leaves an unfinished run; `cells` maps the three crossed cells to scores by id; `more` is laid on
-    the summary of a done run.
+    """`status` None leaves an unfinished run; `cells` maps the crossed cells, all but the last, to scores by id; `more`
+    is laid on the summary of a done run.
     """
     config = resolve({"strategy": strategy, "model": model, "task": task, "seed": seed}, settings or {})
     folder = out / (name or config.run_name)
@@ -97,10 +95,11 @@ def write_run(
             **(more or {}),
         }
         if cells:
-            rows = [row for cell in CELLS for row in rows_of(cells[cell], cell=cell)]
+            rows = [row for cell in cells for row in rows_of(cells[cell], cell=cell)]
             write_rows(folder / "crossed.jsonl", rows)
-            summary["cells"] = {cell: sum(cells[cell].values()) / len(cells[cell]) for cell in CELLS}
-            summary["cells"]["tuned/tuned"] = mean
+            summary["cells"] = {cell: sum(cells[cell].values()) / len(cells[cell]) for cell in cells}
+            last = "/".join(max(settings) for settings in zip(*(cell.split("/") for cell in cells), strict=True))
+            summary["cells"][last] = mean
     if status:
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return folder
