@@ -118,6 +118,7 @@ def main(
 
 app.command()(run.run)
 app.command()(report.compare)
+app.command()(report.difficulty)
 app.command()(report.show)
 app.command()(report.watch)
 app.command("list")(report.list_)

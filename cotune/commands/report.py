@@ -1,4 +1,4 @@
-"""compare, show, list, doctor: the commands that only read. Parse flags, call one function, print."""
+"""compare, difficulty, show, watch, list, doctor: the commands that only read. Parse flags, call a function, print."""
 
 from __future__ import annotations
 
@@ -125,6 +125,22 @@ def save_all(folder: Path, contents: Mapping[str, str] | Mapping[str, bytes]) ->
         raise UsageError(f"{folder} cannot be made a folder ({error.strerror}). Choose another --plots.") from None
     for name, content in contents.items():
         save(folder / name, content)
+
+
+def difficulty(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run under a plan of 8 samples or more.")],
+    as_json: Json = False,
+) -> None:
+    """What choosing the inference plan by difficulty would gain on a run's samples."""
+    from cotune.compare.render import drawing
+    from cotune.difficulty import telling
+    from cotune.difficulty.runs import of_run
+
+    found = of_run(run)
+    if as_json:
+        emit_json(telling.record(found))
+    else:
+        emit(drawn(drawing(telling.sheets(found), telling.LEGEND), terminal=sys.stdout.isatty()))
 
 
 def show(
