@@ -224,6 +224,16 @@ def test_the_fields_of_json_and_csv_are_pinned_and_documented(studies: list[Grou
         assert f'"{name}"' in section, name
 
 
+def test_the_fields_of_an_effect_of_levers_are_pinned(tmp_path: Path) -> None:
+    grid = {cell: dict.fromkeys("abc", 0.0) for cell in ("seed/base/seed", "tuned/base/seed", "seed/base/tuned")}
+    write_run(tmp_path, "inference-aware", {"a": 1.0, "b": 0.0, "c": 1.0}, cells=grid)
+    (group,) = json.loads(as_json(compare([tmp_path])))["groups"]
+    assert [list(effect) for effect in group["effects"]] == [EFFECT] * 3
+    (row,) = group["rows"]
+    assert row["cell_tuned_base_tuned"] == 0.666666666667
+    assert row["cell_tuned_tuned_tuned"] is row["cell_tuned_tuned"] is row["interaction"] is None
+
+
 def test_types_of_a_full_row(studies: list[Group]) -> None:
     row = {r["strategy"]: r for r in json.loads(as_json(studies))["groups"][0]["rows"]}["joint"]
     assert row["seeds"] == [0, 1, 2]
