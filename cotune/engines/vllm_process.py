@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
@@ -109,6 +110,10 @@ class Child:
     def ending(self) -> tuple[str, str]:
         """How a dead process ended, and the error in its log ("" where there is none)."""
         self._process.join(_SECONDS)
+        # vLLM's own thread waits for it too: where that one was told first, join ends before the exit code is written down
+        until = time.monotonic() + 1
+        while self._process.exitcode is None and time.monotonic() < until:
+            time.sleep(0.01)
         return how_it_ended(self._process.exitcode), logged_error(self.log, self._read)
 
     def survived(self) -> None:
