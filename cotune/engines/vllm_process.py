@@ -110,7 +110,7 @@ class Child:
     def ending(self) -> tuple[str, str]:
         """How a dead process ended, and the error in its log ("" where there is none)."""
         self._process.join(_SECONDS)
-        # vLLM's own thread waits for it too: where that one was told first, join ends before the exit code is written down
+        # vLLM's own thread waits for it too; where that one is told first, join ends before the exit code is known.
         until = time.monotonic() + 1
         while self._process.exitcode is None and time.monotonic() < until:
             time.sleep(0.01)
