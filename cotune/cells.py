@@ -34,7 +34,7 @@ def named(levers: Sequence[str]) -> dict[str, Cell]:
     }
 
 
-def crossed(names: Iterable[str]) -> tuple[str, ...]:
+def levers_of(names: Iterable[str]) -> tuple[str, ...]:
     """The levers whose cells, all of them or all but the last, have these names. Raises DataError when none have."""
     given = set(names)
     for levers in _MEASURED:

@@ -348,7 +348,7 @@ def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any
     others = {row["cell"]: 0.0 for row in crossed}
     for cell in others:
         others[cell] = mean([row["score"] for row in crossed if row["cell"] == cell])
-    last = list(cells.named(cells.crossed(others)))[-1] if others else ""
+    last = list(cells.named(cells.levers_of(others)))[-1] if others else ""
     metrics = sorted({name for row in rows for name in row["metrics"]})
     sampled = [row["plan"] for row in rows if "plan" in row]
     plans = [plan for i, plan in enumerate(sampled) if plan not in sampled[:i]]

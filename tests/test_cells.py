@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cotune.cells import LEVERS, cells, crossed, named
+from cotune.cells import LEVERS, cells, levers_of, named
 from cotune.compare.runs import CELLS
 from cotune.errors import DataError
 
@@ -41,7 +41,7 @@ def test_with_a_plan_every_name_says_it_and_a_lever_that_was_not_turned_stays() 
 @pytest.mark.parametrize("levers", [LEVERS[:2], LEVERS[1:], LEVERS[::2], LEVERS])
 def test_names_say_the_levers_with_and_without_the_last(levers: tuple[str, ...]) -> None:
     every = list(named(levers))
-    assert crossed(every) == crossed(every[:-1]) == levers
+    assert levers_of(every) == levers_of(every[:-1]) == levers
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_names_say_the_levers_with_and_without_the_last(levers: tuple[str, ...])
 )
 def test_other_names_are_refused(names: list[str]) -> None:
     with pytest.raises(DataError, match="are not those of levers"):
-        crossed(names)
+        levers_of(names)

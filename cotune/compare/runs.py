@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cotune.cells import LEVERS, crossed, named
+from cotune.cells import LEVERS, levers_of, named
 from cotune.errors import CotuneError
 from cotune.record import read_json, read_rows, run_folders
 from cotune.values import digest
@@ -105,7 +105,7 @@ def _read(folder: Path, metric: str | None) -> Run:
             return Run(name, "no-metric", f"it has {', '.join(summary['metrics'])}, not {metric}", config, summary)
         scores = _by_id(read_rows(folder / "predictions.jsonl"), metric)
         _check(scores, summary, metric)
-        names = list(named(crossed(summary["cells"]))) if summary.get("cells") else []
+        names = list(named(levers_of(summary["cells"]))) if summary.get("cells") else []
         cells = _cells(names, read_rows(folder / "crossed.jsonl"), scores, metric) if names else {}
         return Run(name, "done", "", config, summary, scores, cells, metric or str(summary["headline"]))
     except CotuneError as error:

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cotune.cells import LEVERS, named
-from cotune.cells import crossed as turned
+from cotune.cells import LEVERS, levers_of, named
 from cotune.compare import checked, crossed, factorial, mixtures, words
 from cotune.compare.crossed import Arm
 from cotune.compare.labels import variant_labels
@@ -280,7 +279,7 @@ def _row(label: str, runs: Sequence[Run], arm: Arm, base: str, theirs: Arm, ids:
         difference = replace(crossed.difference(arm, theirs), uncovered=uncovered)
     names = tuple(runs[0].cells)
     if names and all(tuple(run.cells) == names for run in runs):
-        levers = turned(names)
+        levers = levers_of(names)
         grid = {cell: _arm(runs, [run.cells[cell] for run in runs], ids) for cell in names}
         cells = {cell: mean_of(grid[cell].per_example) for cell in names}
         scores = {tuned: grid[cell].scores for cell, tuned in named(levers).items()}
