@@ -32,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from cotune.errors import CotuneError, UsageError
 from cotune.ledger import forward_flops
+from cotune.models.attention import share_keys
 from cotune.models.registry import MODELS
 from cotune.plugins import nearest
 from cotune.values import digest
@@ -222,6 +223,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
         raise UsageError(
             f"{name} cannot be put on device {device!r} ({error}); choose --set runner.device=cpu."
         ) from error
+    share_keys(model)
     model.train(False).requires_grad_(False)
     return BaseModel(name, model, tokenizer, source, revision, folder)
 
