@@ -17,6 +17,9 @@ plus the most that is allocated during the step beyond that: activations, gradie
 with a look. On a GPU the allocator's own peak is read; on a CPU each allocation and release that torch's profiler
 reports is added up, which leaves out scratch memory inside BLAS and the allocator's fragmentation and is therefore the
 same in every run.
+
+`--parts` says where the time of a joint step goes: the functions that `joint_terms` calls, one after the other, the
+backward pass, and what is left of the step (clipping, AdamW, the finite check).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +50,10 @@ from cotune.engines.transformers_engine import TransformersEngine
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel
 from cotune.models.checkpointing import checkpointed
-from cotune.models.lora import attached, init_static
+from cotune.models.lora import Factors, attached, init_static
+from cotune.models.metatuner.encoder import latent
 from cotune.models.metatuner.generator import MetaTuner
-from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
+from cotune.models.metatuner.losses import JointItem, actor_term, agreement, joint_loss, joint_terms, prompt_term
 from cotune.strategies.joint import AGREEMENT_EVERY, tuner_arguments
 from cotune.supervision import TokenRow, completion_loss
 from cotune.training import Cost, Settings, Trainer
@@ -126,9 +131,8 @@ def trained(
 
 
 def variants(
-    actor: BaseModel, generator: BaseModel, settings: JointConfig, recompute: bool
+    actor: BaseModel, generator: BaseModel, settings: JointConfig, recompute: bool, items: Sequence[JointItem]
 ) -> tuple[dict[str, Variant], MetaTuner]:
-    items = items_for(actor, generator, settings.batch_size)
     arguments, shapes = tuner_arguments(settings, actor, seed=0)
     both, prompts_only = (MetaTuner(generator, shapes, **arguments) for _ in range(2))
     factors = init_static(actor.model, settings.target_modules, settings.rank, torch.Generator().manual_seed(0))
@@ -201,6 +205,38 @@ def growth(variant: Variant, device: str) -> int:
     return peak
 
 
+def parts(
+    actor: BaseModel, tuner: MetaTuner, items: Sequence[JointItem], alpha: float, recompute: bool, rounds: int
+) -> dict[str, float]:
+    """Seconds of each part of a joint step, medians."""
+    device = actor.model.device.type
+    taken: dict[str, list[float]] = {}
+    kept: dict[str, Any] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> None:
+        taken.setdefault(name, []).append(seconds(lambda: kept.update({name: work()}), device))
+
+    def decode(pooled_BD: Tensor) -> Factors:
+        return tuner.adapters(latent(pooled_BD))
+
+    def answer(factors: Factors) -> Tensor:
+        return actor_term(actor, factors, tuner.scaling, items).sum()
+
+    for _ in range(rounds + 1):  # the first is a warm-up
+        with checkpointed(*[base.model for base in (tuner.prompts.base, actor)] if recompute else []):
+            timed("G forward: latents, term 2", lambda: prompt_term(tuner, items))
+            nll_B, pooled_BD = kept["G forward: latents, term 2"]
+            timed("parameter decoder forward", partial(decode, pooled_BD))
+            factors = kept["parameter decoder forward"]
+            timed("M forward: term 1", partial(answer, factors))
+            loss = kept["M forward: term 1"] + alpha * nll_B.sum()
+            timed("backward", loss.backward)
+        kept.clear()
+        for parameter in tuner.parameters.values():
+            parameter.grad = None
+    return {name: statistics.median(each[1:]) for name, each in taken.items()}
+
+
 def rollout_speed(actor: BaseModel, tuner: MetaTuner, batch: int, device: str) -> dict[str, float]:
     """Tokens per second: prompts sampled from G, answers by M under an adapter per query."""
     generator, rows = tuner.prompts.base, batch * SAMPLES
@@ -236,7 +272,8 @@ def measure(options: argparse.Namespace, actor_shape: str, generator_shape: str)
     if options.batch:
         settings = settings.model_copy(update={"batch_size": options.batch, "micro_batch_size": options.batch})
     actor, generator = (random_model(shape, device, dtype) for shape in (actor_shape, generator_shape))
-    runs, tuner = variants(actor, generator, settings, options.gradient_checkpointing)
+    items = items_for(actor, generator, settings.batch_size)
+    runs, tuner = variants(actor, generator, settings, options.gradient_checkpointing, items)
     for variant in runs.values():
         variant.step()  # warm-up; AdamW makes its moments in the first step
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -248,6 +285,12 @@ def measure(options: argparse.Namespace, actor_shape: str, generator_shape: str)
     time_s["joint"] = (1 - looks) * time_s["joint"] + looks * time_s["joint, with a look"]
     during = {name: growth(variant, device) for name, variant in runs.items()}
     peak = {name: variant.resident + during[name] for name, variant in runs.items()}
+
+    spent: dict[str, float] = {}
+    if options.parts:
+        spent = parts(actor, tuner, items, settings.alpha, options.gradient_checkpointing, options.rounds)
+        whole = statistics.median(taken["joint"])
+        spent["rest of the step"] = whole - sum(spent.values())
 
     def ratio(figures: Mapping[str, float], joint: str) -> float:
         return figures[joint] / sum(figures[name] for name in HALVES)
@@ -267,6 +310,7 @@ def measure(options: argparse.Namespace, actor_shape: str, generator_shape: str)
         "time_ratio": ratio(time_s, "joint"),
         "memory_ratio": ratio(peak, "joint, with a look"),
         "during_ratio": ratio(during, "joint, with a look"),
+        "parts_seconds": spent,
         "rollout_tokens_per_second": rollout_speed(actor, tuner, settings.batch_size, device)
         if options.rollouts
         else {},
@@ -286,6 +330,8 @@ def show(result: Mapping[str, Any]) -> None:
     print(f"  joint / (G alone + M alone): time {result['time_ratio']:.2f}x (floor {TIME_FLOOR}x), ", end="")
     print(f"memory {result['memory_ratio']:.2f}x (floor {MEMORY_FLOOR}x), ", end="")
     print(f"of which during the step {result['during_ratio']:.2f}x")
+    for name, taken in result["parts_seconds"].items():
+        print(f"  {name:28}{taken:10.3f} s")
     for name, speed in result["rollout_tokens_per_second"].items():
         print(f"  {name:20}{speed:10,.0f} tok/s")
 
@@ -301,6 +347,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="empty: bfloat16, on a CPU float32")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--parts", action="store_true", help="also where the time of a joint step goes")
     parser.add_argument("--rollouts", action="store_true", help="also tokens per second of rollouts")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Tokens per second of a batch in which every row has its own adapter, against the alternatives.
 
-    python benchmarks/lora_throughput.py --size tiny --rounds 5 [--json]
+    python benchmarks/lora_throughput.py --size tiny --rounds 5 [--device cuda] [--json]
 
 Random Qwen2 models, greedy, fixed lengths (nothing ends early), LoRA of rank 8 on all linear layers. The variants
 take turns in every round, because a shared machine drifts; the figures are medians and ratios of medians. The loop over
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import peft
 import torch
-from random_models import random_model
+from random_models import SHAPES, random_model
 from torch import Tensor
 
 from cotune.engines.base import Request, Sampling
@@ -29,7 +29,7 @@ from cotune.engines.transformers_engine import TransformersEngine
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors, target_linears
 
-SIZES = ("tiny", "105m")
+SIZES = ("tiny", "105m")  # of a bare call
 RANK, SCALING = 8, 2.0
 
 
@@ -47,9 +47,8 @@ def random_adapter(base: BaseModel, seed: int) -> LoraFactors:
     )
 
 
-def with_peft(size: str, adapters: list[LoraFactors]) -> peft.PeftModel:
-    """A second copy of the model with all adapters registered as "0", "1", ..."""
-    model = random_model(size).model
+def with_peft(model: torch.nn.Module, adapters: list[LoraFactors]) -> peft.PeftModel:
+    """The model with all adapters registered as "0", "1", ..."""
     with tempfile.TemporaryDirectory() as folder:
         for i, adapter in enumerate(adapters):
             adapter.save(Path(folder) / str(i))
@@ -61,17 +60,17 @@ def with_peft(size: str, adapters: list[LoraFactors]) -> peft.PeftModel:
 
 
 def variants(
-    size: str, rows: int, prompt_tokens: int, new_tokens: int, loop_rows: int
+    size: str, rows: int, prompt_tokens: int, new_tokens: int, loop_rows: int, device: str
 ) -> dict[str, Callable[[], Tensor]]:
     """Name -> function that generates and returns the new tokens [rows generated, new_tokens]."""
-    base = random_model(size)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    base, plain, other = (random_model(size, device, dtype) for _ in range(3))
     adapters = [random_adapter(base, i) for i in range(rows)]
     engine = TransformersEngine(base, batch_size=rows)
     prompts = [f"{i:03d} " + "x" * (prompt_tokens - 4) for i in range(rows)]
-    ids = torch.tensor([base.encode(prompt) for prompt in prompts])
+    ids = torch.tensor([base.encode(prompt) for prompt in prompts], device=device)
     sampling = Sampling(new_tokens)
-    wrapped = with_peft(size, adapters)
-    plain = random_model(size).model
+    wrapped = with_peft(other.model, adapters)
 
     def ours(chosen: list[LoraFactors | None]) -> Tensor:
         requests = [Request(prompt, adapter) for prompt, adapter in zip(prompts, chosen, strict=True)]
@@ -87,7 +86,7 @@ def variants(
                 min_new_tokens=new_tokens,
                 **more,
             )
-        return out[:, prompt_ids.shape[1] :]
+        return out[:, prompt_ids.shape[1] :].cpu()  # which also waits for a GPU
 
     def one_shared_in_peft() -> Tensor:
         wrapped.set_adapter("0")
@@ -104,7 +103,7 @@ def variants(
         "generated adapter per row": lambda: ours(list(adapters)),
         "one shared adapter": lambda: ours([adapters[0]] * rows),
         "no adapter": lambda: ours([None] * rows),
-        "generate(), no adapter": lambda: generate(plain),
+        "generate(), no adapter": lambda: generate(plain.model),
         "PEFT, one shared adapter": one_shared_in_peft,
         "PEFT, mixed batch": lambda: generate(wrapped, adapter_names=[str(i) for i in range(rows)]),
         "PEFT, loop over examples": loop,
@@ -125,10 +124,10 @@ def median_seconds(
 
 
 def measure(
-    size: str, rows: int, prompt_tokens: int, new_tokens: int, rounds: int, loop_rows: int
+    size: str, rows: int, prompt_tokens: int, new_tokens: int, rounds: int, loop_rows: int, device: str = "cpu"
 ) -> dict[str, dict[str, float]]:
     """Name -> tokens per second (median) and how many times faster a generated adapter per row is."""
-    runs = variants(size, rows, prompt_tokens, new_tokens, loop_rows)
+    runs = variants(size, rows, prompt_tokens, new_tokens, loop_rows, device)
     tokens = {name: run() for name, run in runs.items()}  # warm-up
     mine = tokens["generated adapter per row"]
     for name in ("PEFT, mixed batch", "PEFT, loop over examples"):
@@ -141,25 +140,32 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=[*SIZES, "all"], default="all")
+    parser.add_argument("--size", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loop-rows", type=int, default=4, help="examples of the loop, whose speed is extrapolated")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="float32 on a CPU, else bfloat16")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for size in SIZES if options.size == "all" else [options.size]:
         result = measure(
-            size, options.rows, options.prompt_tokens, options.new_tokens, options.rounds, options.loop_rows
+            size,
+            options.rows,
+            options.prompt_tokens,
+            options.new_tokens,
+            options.rounds,
+            options.loop_rows,
+            options.device,
         )
         if options.json:
-            print(json.dumps({"size": size, "rows": options.rows, "threads": options.threads, "variants": result}))
+            print(json.dumps({"size": size, "rows": options.rows, "device": options.device, "variants": result}))
             continue
         tokens = f"{options.prompt_tokens} + {options.new_tokens} tokens"
-        print(f"{size}, batch of {options.rows}, {tokens}, {options.threads} thread(s)")
+        print(f"{size}, batch of {options.rows}, {tokens}, {options.device}")
         for name, row in result.items():
             print(f"  {name:28}{row['tokens_per_second']:10,.0f} tok/s   {row['generated_is_times']:6.2f}x")
         print("  (x: how many times as fast a generated adapter per row is)")

@@ -5,7 +5,7 @@
 32 questions of micro-gsm8k, each continued by N samples in one batch, for the same number of tokens (nothing ends
 early), against one sample of each; and against the same rows as requests of their own, where every prompt is read N
 times. The variants take turns in every round; figures are medians of processor seconds, which other work on the machine
-disturbs less. `tiny` and `tiny-4m` are the packaged models; `105m` has random weights.
+disturbs less, on a GPU of the clock. `tiny` and `tiny-4m` are the packaged models; `105m` has random weights.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from engines import SIZES, model
 from lora_throughput import median_seconds
+from random_models import SHAPES, random_model
 
 from cotune.engines.base import Engine, Request, Sampling
 from cotune.models.base import BaseModel
@@ -60,22 +61,29 @@ def variants(made: Engine, base: BaseModel, prompts: int, samples: int, new: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--size", choices=[*SIZES, *SHAPES], default="tiny")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--device", default="cpu", help="another than cpu: random weights in bfloat16, transformers only"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    clock = time.process_time if given.device == "cpu" else time.perf_counter  # tokens are lists: the GPU has ended
     with tempfile.TemporaryDirectory() as folder:
-        base = model(given.size, Path(folder))
+        if given.device == "cpu":
+            base = model(given.size, Path(folder))
+        else:
+            base = random_model(given.size, given.device, torch.bfloat16)  # it has no end of turn
         made = engine(given.engine, base, given.prompts * given.samples)
         torch.set_num_threads(given.threads)  # the engine has its own idea for small models
         runs = variants(made, base, given.prompts, given.samples, given.new_tokens)
         tokens = {name: run() for name, run in runs.items()}  # warm-up
-        seconds = median_seconds(runs, given.rounds, time.process_time)
+        seconds = median_seconds(runs, given.rounds, clock)
     per_token = {name: seconds[name] / tokens[name] for name in runs}
     first, *others = per_token
     ratios = {name: per_token[name] / per_token[first] for name in others}
