@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from cotune.bench import Bench, MemoryStore
 from cotune.config import JointConfig, resolve
 from cotune.engines.base import Request, Sampling
+from cotune.engines.fake import FakeEngine
 from cotune.engines.transformers_engine import TransformersEngine
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel
@@ -119,7 +120,8 @@ def trained(
             return loss(chosen)
 
     nothing: Any = None
-    bench = Bench(nothing, nothing, nothing, Ledger(), Forgetful(), seed=0)
+    engine = FakeEngine(lambda *_: "")  # asked only to release its memory
+    bench = Bench(nothing, engine, nothing, Ledger(), Forgetful(), seed=0)
     steps = Settings(settings.learning_rate, len(items), settings.micro_batch_size, 0.0, settings.max_grad_norm, 10**9)
     trainer: Trainer[Any] = Trainer(
         name, parameters, loss_of, lambda _: 1.0, lambda _: Cost(0, 0.0), str, steps, 10**6, bench
