@@ -65,6 +65,8 @@ def variants(
     """Name -> function that generates and returns the new tokens [rows generated, new_tokens]."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     base, plain, other = (random_model(size, device, dtype) for _ in range(3))
+    for stock in (plain, other):
+        stock.model.set_attn_implementation("sdpa")  # as transformers and PEFT have it
     adapters = [random_adapter(base, i) for i in range(rows)]
     engine = TransformersEngine(base, batch_size=rows)
     prompts = [f"{i:03d} " + "x" * (prompt_tokens - 4) for i in range(rows)]

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from cotune.models.attention import share_keys
 from cotune.models.base import BaseModel
 
 
@@ -59,4 +60,5 @@ def random_model(shape: str, device: str = "cpu", dtype: torch.dtype = torch.flo
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    share_keys(model)  # as `load` does
     return BaseModel(shape, model.train(False).requires_grad_(False), wrapped, source="random", revision=None)
