@@ -538,7 +538,7 @@ class RunConfig(Section):
 
 
 # How often a strategy goes round: what a run at another one's budget scales, and so no setting of a contestant there.
-REPETITIONS = ("prompt.rounds", "weights.epochs", "joint.epochs")
+REPETITIONS = ("prompt.rounds", "weights.epochs", "joint.epochs", "inference.completions")
 
 # What a 1M-parameter model needs to learn at all: the papers' rates and ranks are for billions of parameters.
 # Layers and batches are alike for LoRA and joint. What is marked was chosen by

@@ -1,7 +1,7 @@
 """Equal budgets: the contestants of a study once more, each with the tuning tokens that a reference run has spent.
 
 A limit alone would not make them equal: who spends less of their own accord would stay below it. So what goes round
-(rounds, epochs) is scaled to spend it. Knows run folders and what strategies plan; starts no run.
+(rounds, epochs, completions of a bandit) is scaled to spend it. Knows run folders and what strategies plan; starts no run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cotune import study
-from cotune.config import REPETITIONS, RunConfig, nested, resolve
+from cotune.config import REPETITIONS, RunConfig, filled, nested, resolve
 from cotune.errors import CotuneError, UsageError
 from cotune.record import FINAL, read_json
 from cotune.study import Experiment
@@ -108,7 +108,7 @@ def scaled(config: RunConfig, spent: int, budget: int, name: str, tokens: Callab
     that change the plan are multiplied by one factor, the largest that is expected to fit, and rounded, none below 1.
     Raises UsageError when there is none, or nothing was spent.
     """
-    planned, given = tokens(config), config.model_dump(mode="json")
+    planned, given = tokens(config), filled(config.model_dump(mode="json"))
 
     def having(values: Mapping[str, Any]) -> RunConfig:
         return resolve(given, *(nested(key, value) for key, value in values.items()))
@@ -166,7 +166,7 @@ def of_study(planned: Sequence[Experiment], folders: Iterable[Path]) -> list[Pat
 
 def _contestant(config: Mapping[str, Any]) -> str:
     """What a matched run and the contestant it was made from have in common."""
-    kept = {key: value for key, value in config.items() if key != "budget"}
+    kept = {key: value for key, value in filled(config).items() if key != "budget"}
     for key in REPETITIONS:
         section, field = key.split(".")
         kept[section] = {name: value for name, value in kept[section].items() if name != field}

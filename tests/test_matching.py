@@ -20,6 +20,7 @@ from cotune.study import Experiment, experiments
 
 ALL = 'model = "tiny"\ntask = "micro-gsm8k"\nstrategy = ["zero-shot", "prompt-only", "lora-only", "joint"]\n'
 BOTH = {"prompt.rounds": 3, "weights.epochs": 10}
+PULLS = {"prompt.rounds": 3, "inference.completions": 500}
 SCORES = {"a": 1.0, "b": 0.0}
 
 
@@ -28,8 +29,9 @@ def config(strategy: str, **settings: Any) -> RunConfig:
 
 
 def made_up(c: RunConfig) -> int:
-    """10 tokens before anything, 100 a round and 30 an epoch, of whom each strategy has what it has."""
-    rounds = 100 * c.prompt.rounds if c.strategy in ("prompt-only", "sequential") else 0
+    """10 tokens before anything, 100 a round, 30 an epoch, 2 a pull's completion, of whom each has what it has."""
+    rounds = 100 * c.prompt.rounds if c.strategy in ("prompt-only", "sequential", "inference-aware") else 0
+    rounds += 2 * c.inference.completions if c.strategy == "inference-aware" else 0
     epochs = 30 * c.weights.epochs if c.strategy in ("lora-only", "sequential") else 0
     return 10 + rounds + epochs + (50 * c.joint.epochs if c.strategy == "joint" else 0)
 
@@ -47,6 +49,8 @@ def made_up(c: RunConfig) -> int:
         # at 16 of 10 epochs 4.8 rounds: 10 + 500 + 480; at 17 5.1: 10 + 500 + 510; at 18 5.4: 10 + 500 + 540
         ("sequential", BOTH, 610, 1049, {"prompt.rounds": 5, "weights.epochs": 17}),
         ("sequential", BOTH, 610, 1050, {"prompt.rounds": 5, "weights.epochs": 18}),
+        # 10 + 300 + 2 x 500 planned, all spent; a factor of 2 to the completion: 10 + 600 + 2 x 1000
+        ("inference-aware", PULLS, 1310, 2610, {"prompt.rounds": 6, "inference.completions": 1000}),
         ("sequential", BOTH | {"prompt.rounds": 0}, 310, 610, {"prompt.rounds": 0, "weights.epochs": 20}),
     ],
 )  # fmt: skip
