@@ -1,7 +1,8 @@
 """Equal budgets: the contestants of a study once more, each with the tuning tokens that a reference run has spent.
 
 A limit alone would not make them equal: who spends less of their own accord would stay below it. So what goes round
-(rounds, epochs, completions of a bandit) is scaled to spend it. Knows run folders and what strategies plan; starts no run.
+(rounds, epochs, a bandit's completions) is scaled to spend it. Knows run folders and what strategies plan; starts no
+run.
 """
 
 from __future__ import annotations
