@@ -42,6 +42,21 @@ def weighted_best_of_n(predictions: Sequence[Answer], scores: Sequence[float]) -
     return _winners(predictions, scores, math.fsum)
 
 
+def hierarchical(chains: Sequence[Sequence[Answer]], scores: Sequence[Sequence[float]]) -> Shares:
+    """Weighted best-of-N inside each chain, then across what the chains chose (Snell et al.).
+
+    Ours, because the paper does not say: a chain's answer goes on with the highest score that it got in the chain, and
+    t tied answers of a chain go on with 1/t of it each. For chains of one attempt it is weighted best-of-N.
+    """
+    finalists: list[Answer] = []
+    strengths: list[float] = []
+    for chain, own in zip(chains, scores, strict=True):
+        for answer, share in weighted_best_of_n(chain, own).items():
+            finalists.append(answer)
+            strengths.append(share * max(s for a, s in zip(chain, own, strict=True) if a == answer))
+    return weighted_best_of_n(finalists, strengths)
+
+
 def self_consistency(predictions: Sequence[Answer]) -> list[float]:
     """The share of the completions that give each one's answer. Best-of-N by it, weighted or not, is the majority."""
     return [predictions.count(answer) / len(predictions) for answer in predictions]

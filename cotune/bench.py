@@ -178,7 +178,9 @@ class Bench:
         most = reads * sum(engine.token_count(r.prompt) for r in requests)
         most += len(requests) * sampling.n * sampling.max_new_tokens
         self.ledger.allow(most, forward_flops(base.parameters_count, most))
-        content = [[r.prompt, r.adapter.digest if r.adapter else None] for r in requests]
+        content = [
+            [r.prompt, r.adapter.digest if r.adapter else None, *([r.first] if r.first else [])] for r in requests
+        ]
         key = digest(["generate", engine.name, base.digest, version, asdict(sampling), content])
         known = self.store.recall(key)
         if known is None:

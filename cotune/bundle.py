@@ -96,6 +96,7 @@ class Aggregate(Section):
 
     aggregation: Literal["majority", "best-of", "weighted-best-of"]
     samples: Positive
+    chain: Positive = Field(1, exclude_if=lambda chain: chain == 1)
     scorer: str | None
     temperature: float
     top_p: float

@@ -18,6 +18,7 @@ from cotune.compare.escape import clean, markdown
 from cotune.compare.stats import Estimate, compare_paired, mean_score
 from cotune.models.registry import MODELS
 from cotune.record import read_json, read_rows
+from cotune.revision import KEPT
 from cotune.tasks.base import Task
 from cotune.wording import cost_lines
 
@@ -85,8 +86,9 @@ def _aggregate(bundle: Bundle) -> list[str]:
     plan = bundle.plan.aggregate
     assert plan is not None
     by = f" by {_plain(plan.scorer)}" if plan.scorer else ""
+    rows = f" in chains of {plan.chain}, each in sight of the latest {KEPT} before it" if plan.chain > 1 else ""
     return [
-        f"They answer with {plan.aggregation} of {plan.samples} completions{by}, drawn at temperature "
+        f"They answer with {plan.aggregation} of {plan.samples} completions{rows}{by}, drawn at temperature "
         f"{plan.temperature:g} and top_p {plan.top_p:g}. Anything else gives one completion, which is not what was "
         "measured."
     ]

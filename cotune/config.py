@@ -330,6 +330,12 @@ class PlanConfig(Section):
         "give; best-of: the one with the highest score; weighted-best-of: the largest sum of scores",
     )
     samples: Positive = Field(1, description="completions of each question; greedy: 1")
+    # Left out where it is the default, so that runs without chains keep the digests they had before there were any.
+    chain: Positive = Field(
+        1,
+        exclude_if=lambda chain: chain == 1,
+        description="attempts in a row, each in sight of the latest 4 before it (paper); divides samples. 1: parallel",
+    )
     scorer: str | None = Field(
         None,
         description="of best-of and weighted-best-of: log-probability | self-consistency; empty: log-probability",
@@ -341,6 +347,10 @@ class PlanConfig(Section):
     def _one_if_greedy(self) -> Self:
         if self.aggregation == "greedy" and self.samples > 1:
             raise ValueError("greedy is one completion; with samples > 1 choose majority, best-of or weighted-best-of")
+        if self.samples % self.chain:
+            raise ValueError(
+                f"{self.samples} samples cannot be chains of {self.chain} attempts each; chain must divide samples"
+            )
         return self
 
     @property
@@ -348,7 +358,7 @@ class PlanConfig(Section):
         if self.aggregation == "greedy":
             return GREEDY
         scorer = self.scorer if self.aggregation == "majority" else self.scorer or "log-probability"
-        return InferencePlan(self.aggregation, self.samples, scorer, self.temperature, self.top_p)
+        return InferencePlan(self.aggregation, self.samples, scorer, self.temperature, self.top_p, self.chain)
 
 
 class SequentialConfig(Section):
@@ -689,9 +699,8 @@ def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 
 
 def filled(dumped: Mapping[str, Any]) -> dict[str, Any]:
-    """A dumped config with the sections that are left out of it where they are the default."""
-    left_out = {"plan": PlanConfig(), "inference": InferenceConfig()}
-    return {name: section.model_dump(mode="json") for name, section in left_out.items()} | dict(dumped)
+    """A dumped config with the sections and settings that are left out of it where they are the default."""
+    return merged({"plan": dict(PlanConfig()), "inference": dict(InferenceConfig())}, dumped)
 
 
 def dump(config: RunConfig) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cotune.bench import Bench
+from cotune.chains import draw
 from cotune.engines.base import Request, Sampling
 from cotune.plans import decided, judged, sampling_of, scored
 from cotune.tasks.base import Task
@@ -32,11 +33,10 @@ def evaluate(
     answered, so that the progress display has the score so far.
     Raises BudgetExhausted (while tuning) like Bench.generate, UsageError for a plan that cannot be carried out.
     """
-    rendered = [
-        bench.base.render(task.messages(c.prompt, example)) for example, c in zip(examples, conditionings, strict=True)
-    ]
+    chats = [task.messages(c.prompt, example) for example, c in zip(examples, conditionings, strict=True)]
+    rendered = [bench.base.render(chat) for chat in chats]
     requests = [Request(text, c.adapter) for text, c in zip(rendered, conditionings, strict=True)]
-    of = {plan: sampling_of(plan, sampling) for plan in dict.fromkeys(c.plan for c in conditionings)}
+    of = {plan: (sampling_of(plan, sampling), plan.chain) for plan in dict.fromkeys(c.plan for c in conditionings)}
     grades: dict[int, Grade] = {}
     spoken: dict[int, Completion] = {}
     drawn: dict[int, tuple[Samples, dict[str | None, float]]] = {}
@@ -63,7 +63,8 @@ def evaluate(
                 answer(group[place], completions)
             return {"score": sum(g.score for g in grades.values()) / len(grades)}
 
-        bench.generate([requests[i] for i in group], wanted, version=version, label=label, each=grade)
+        asked = [chats[i] for i in group], [requests[i] for i in group]
+        draw(bench, *asked, *wanted, version=version, label=label, each=grade)
     everything = range(len(examples))
     return Evaluation(
         tuple(examples),

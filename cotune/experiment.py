@@ -385,7 +385,7 @@ def data_record(config: RunConfig, data: Dataset, measured: Sequence[Example]) -
 
 
 def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The rows of predictions.jsonl. Generated tokens are of all completions of an example."""
+    """The rows of predictions.jsonl. Prompt tokens are the question's, generated ones of all completions of it."""
     e = evaluation
     columns = (e.examples, e.conditionings, e.rendered, e.completions, e.grades, e.samples, e.worth)
     return [
@@ -402,7 +402,7 @@ def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "score": grade.score,
             "metrics": dict(grade.metrics),
             "truncated": completion.truncated,
-            "prompt_tokens": completion.prompt_tokens,
+            "prompt_tokens": (samples.completions[0] if samples and c.plan.chain > 1 else completion).prompt_tokens,
             "generated_tokens": sum(s.generated_tokens for s in (samples.completions if samples else [completion])),
             "note": grade.note,
             **(row_of(c.plan, samples, worth) if samples and worth is not None else {}),

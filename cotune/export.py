@@ -32,6 +32,7 @@ from cotune.experiment import Listener, dataset, decoding, learned_task
 from cotune.finished import open_run
 from cotune.metatuned import MetaTuned
 from cotune.opened import Opened, Place, open_any
+from cotune.plans import recorded
 from cotune.record import read_json, write_json
 from cotune.serving import per_example
 from cotune.strategies import load_tuned
@@ -95,7 +96,7 @@ def _content(folder: Path, opened: Opened, static: Fixed) -> Bundle:
         prompt=asdict(static.prompt),
         chat=chat_frame(base, opened.task, static.prompt),
         plan=Plan(
-            aggregate=Aggregate.model_validate(asdict(static.plan)) if static.plan != GREEDY else None,
+            aggregate=Aggregate.model_validate(recorded(static.plan)) if static.plan != GREEDY else None,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_new_tokens=sampling.max_new_tokens,

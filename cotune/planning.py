@@ -27,6 +27,7 @@ from cotune.experiment import (
 )
 from cotune.ledger import forward_flops, training_flops
 from cotune.models.base import BaseModel, outline
+from cotune.revision import KEPT, revision_messages
 from cotune.strategies.base import Strategy, Work, Workload
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
@@ -59,7 +60,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     ]  # completions that a question takes in each cell
     answers = test * (sum(asked) if is_crossed(config, strategy) else measuring.samples)
     measured = [
-        Work.generation(f"measure on {config.measured}", answers, load.question, sampling.max_new_tokens),
+        Work.generation(f"measure on {config.measured}", answers, load.question + load.revising, measuring.limit),
         *([measuring.answers("noise", twice, load.question)] if twice else []),
     ]
     return {
@@ -95,10 +96,16 @@ def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel)
     def mean_tokens(texts: list[str]) -> int:
         return math.ceil(sum(outlined.token_count(t) for t in texts) / len(texts))
 
-    question = mean_tokens([outlined.render(learned.messages(start.prompt, e)) for e in sample])
+    chats = [learned.messages(start.prompt, e) for e in sample]
+    question = mean_tokens([outlined.render(chat) for chat in chats])
     reference = mean_tokens([learned.reference_completion(e) for e in sample])
     limit = decoding(config, learned).max_new_tokens
-    return Workload(len(data.train), len(data.val), question, reference, limit, start.plan.samples)
+    asked_again = mean_tokens([outlined.render(revision_messages(chat, [""])) for chat in chats]) - question
+    length = start.plan.chain
+    seen = sum(min(place, KEPT) for place in range(length))  # by all attempts of a chain
+    longest = max(limit, decoding(config, task).max_new_tokens)
+    revising = math.ceil(seen * (longest + asked_again) / length)
+    return Workload(len(data.train), len(data.val), question, reference, limit, start.plan.samples, revising)
 
 
 def _deployed(config: RunConfig, strategy: Strategy, load: Workload) -> int:

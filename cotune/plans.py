@@ -18,6 +18,7 @@ from cotune.aggregation import (
     best_of_n,
     check_n,
     expected_score,
+    hierarchical,
     majority_vote,
     self_consistency,
     weighted_best_of_n,
@@ -42,8 +43,14 @@ def check(plan: InferencePlan) -> InferencePlan:
                 "The plan greedy is one completion, decoded as `decoding` says. For several, choose plan.aggregation "
                 "= majority, best-of or weighted-best-of."
             )
-    elif plan.samples > 1 and plan.temperature == 0:
-        raise UsageError(f"At temperature 0 {plan.samples} samples are all the same. Set plan.temperature above 0.")
+    elif plan.chain < 1 or plan.samples % plan.chain:
+        raise UsageError(
+            f"{plan.samples} samples cannot be chains of {plan.chain} attempts each. Choose plan.chain so that it "
+            "divides plan.samples."
+        )
+    elif plan.samples > plan.chain and plan.temperature == 0:
+        what = f"{plan.samples} samples" if plan.chain == 1 else f"{plan.samples // plan.chain} chains"
+        raise UsageError(f"At temperature 0 {what} are all the same. Set plan.temperature above 0.")
     if (plan.scorer is None) == (plan.aggregation in _RANKED):
         needs = "needs a scorer: set plan.scorer" if plan.scorer is None else "reads no scorer: leave plan.scorer out"
         raise UsageError(f"The plan {plan.aggregation} {needs}.")
@@ -52,9 +59,14 @@ def check(plan: InferencePlan) -> InferencePlan:
     return plan
 
 
+def recorded(plan: InferencePlan) -> dict[str, Any]:
+    """A plan as JSON; one without chains stays what it was before there were any."""
+    return {name: value for name, value in asdict(plan).items() if (name, value) != ("chain", 1)}
+
+
 def saved_plan(plan: InferencePlan) -> dict[str, Any]:
     """Its part of tuned.json; nothing for greedy, whose files stay what they were before there were plans."""
-    return {} if plan == GREEDY else {"plan": asdict(plan)}
+    return {} if plan == GREEDY else {"plan": recorded(plan)}
 
 
 def loaded_plan(content: Mapping[str, Any]) -> InferencePlan:
@@ -88,12 +100,20 @@ def sampling_of(plan: InferencePlan, decoding: Sampling) -> Sampling:
 def choose(plan: InferencePlan, votes: Sequence[Answer], scores: Sequence[float | None]) -> Shares:
     """The chance of each vote to be the answer of these completions, by the plan's aggregation.
 
+    Of chains, every attempt votes, or is ranked, wherever in its chain it is: right answers get turned wrong (Snell et
+    al.). Weighted best-of is `hierarchical`, over chains of `plan.chain` attempts; of scores that are shares of the
+    votes it is the majority too. The best of the chains' best is the best of all.
     A completion without a score counts 0, as low as a score can be: it wins nothing unless none has one (ours).
     """
     if plan.aggregation not in _RANKED:
         return majority_vote(votes)
     known = [score or 0.0 for score in scores] if scores else self_consistency(votes)
-    return (best_of_n if plan.aggregation == "best-of" else weighted_best_of_n)(votes, known)
+    if plan.aggregation == "best-of":
+        return best_of_n(votes, known)
+    if plan.chain == 1 or not scores:
+        return weighted_best_of_n(votes, known)
+    starts = range(0, len(votes), plan.chain)
+    return hierarchical([votes[i : i + plan.chain] for i in starts], [known[i : i + plan.chain] for i in starts])
 
 
 def scored(plan: InferencePlan, prompt: str, completions: Sequence[Completion]) -> tuple[float | None, ...]:
@@ -119,7 +139,8 @@ def decided(
     task: Task, example: Example, plan: InferencePlan, completions: Sequence[Completion], scores: Sequence[float | None]
 ) -> Samples:
     """Votes are counted as the plan says. Of tied votes the one drawn first is given: completions are exchangeable, so
-    each is first equally often, and the rule is IAPO's uniform choice among the tied without another random number."""
+    each is first equally often, and the rule is IAPO's uniform choice among the tied without another random number.
+    (Chains are exchangeable, the attempts of one are not: there it is the earliest of the first chain that has one.)"""
     votes = tuple(task.vote(example, c.text, c.truncated) for c in completions)
     shares = choose(plan, votes, scores)
     given = next(vote for vote in votes if vote in shares)
@@ -173,6 +194,17 @@ def block_scores(
     return [expected_score(choose(plan, votes[i : i + n], scores[i : i + n]), worth) for i in starts]
 
 
+def served(plan: InferencePlan, n: int) -> list[int]:
+    """The lengths l of chains for which a draw of the plan says what n completions are worth, n / l chains of l each.
+
+    Those are the first l attempts of each of n / l neighbouring chains: l divides n, l <= chain and n / l <= N / chain.
+    An attempt depends on those before it alone, so the beginning of a chain is a chain, and such blocks are unbiased.
+    No other part of a draw is: attempts from the middle of a chain have seen more. Without chains it is l = 1.
+    """
+    wide = plan.samples // plan.chain
+    return [length for length in range(1, plan.chain + 1) if n % length == 0 and n // length <= wide]
+
+
 def row_of(plan: InferencePlan, samples: Samples, worth: Mapping[Answer, float]) -> dict[str, Any]:
     """`plan` and `samples` of a row of predictions.jsonl: all that `samples_of`, `curve` and a new grading need.
 
@@ -180,7 +212,7 @@ def row_of(plan: InferencePlan, samples: Samples, worth: Mapping[Answer, float])
     """
     answers = list(worth)
     return {
-        "plan": asdict(plan),
+        "plan": recorded(plan),
         "samples": {
             "answers": answers,
             "worth": [worth[answer] for answer in answers],
@@ -189,26 +221,59 @@ def row_of(plan: InferencePlan, samples: Samples, worth: Mapping[Answer, float])
             "completions": [c.text for c in samples.completions],
             "truncated": [c.truncated for c in samples.completions],
             "generated_tokens": [c.generated_tokens for c in samples.completions],
+            **({"prompt_tokens": [c.prompt_tokens for c in samples.completions]} if plan.chain > 1 else {}),
         },
     }
+
+
+def tokens_read(chain: int, prompt_tokens: Sequence[int]) -> int:
+    """By the samples of one answer, chains of `chain` one after another: the question once, then what each revision
+    reads, question and earlier attempts."""
+    return prompt_tokens[0] + sum(read for place, read in enumerate(prompt_tokens) if place % chain)
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The score at n = 1, 2, 4, ... and N completions, from rows that drew N each; empty unless all have one plan.
 
     Mean over examples of the mean over an example's disjoint blocks. `generated_tokens` are those of n completions, on
-    average. The last entry is the score of the rows themselves.
+    average. The last entry is the score of the rows themselves. Of chains there is an entry for every length that the
+    draw serves (`served`), and `read_tokens` are the prompts of n completions: revisions also read earlier attempts.
     """
     if not rows or any(row.get("plan") != rows[0].get("plan") for row in rows) or "plan" not in rows[0]:
         return []
     plan = InferencePlan(**rows[0]["plan"])
     sizes = [n for n in (1 << i for i in range(plan.samples.bit_length())) if n < plan.samples] + [plan.samples]
+    if plan.chain > 1:
+        return [_of_chains(plan, rows, n, length) for n in sizes for length in served(plan, n)]
     tokens = sum(sum(row["samples"]["generated_tokens"]) for row in rows) / len(rows) / plan.samples
     return [
         {"samples": n, "score": math.fsum(_at(plan, row["samples"], n) for row in rows) / len(rows)}
         | {"generated_tokens": n * tokens}
         for n in sizes
     ]
+
+
+def _of_chains(plan: InferencePlan, rows: Sequence[Mapping[str, Any]], n: int, length: int) -> dict[str, Any]:
+    """The curve's entry for n completions, of which `length` are in a row."""
+    chains, shorter = plan.samples // plan.chain, replace(plan, chain=length)
+    share = n / length / chains  # of the chains, in one block
+    scores, written, read = [], [], []
+    for row in rows:
+        kept = row["samples"]
+        begun = {
+            name: [value for place, value in enumerate(kept[name]) if place % plan.chain < length]
+            for name in ("votes", "scores", "generated_tokens", "prompt_tokens")
+            if name in kept
+        }
+        scores.append(_at(shorter, kept | begun, n))
+        written.append(sum(begun["generated_tokens"]) * share)
+        once = begun["prompt_tokens"][0]
+        read.append(once + (tokens_read(length, begun["prompt_tokens"]) - once) * share)
+    means = {
+        name: math.fsum(values) / len(rows)
+        for name, values in (("score", scores), ("generated_tokens", written), ("read_tokens", read))
+    }
+    return {"samples": n, "chain": length, **means}
 
 
 def _at(plan: InferencePlan, kept: Mapping[str, Any], n: int) -> float:
@@ -221,8 +286,9 @@ def _at(plan: InferencePlan, kept: Mapping[str, Any], n: int) -> float:
 def regraded(task: Task, example: Example, row: Mapping[str, Any]) -> tuple[Grade, dict[str, Any]]:
     """The grade of a row that has samples, by the grader of this version, and what of the row follows the choice."""
     plan, kept = InferencePlan(**row["plan"]), row["samples"]
-    columns = zip(kept["completions"], kept["truncated"], kept["generated_tokens"], strict=True)
-    completions = [Completion(text, (), row["prompt_tokens"], cut, counted=count) for text, cut, count in columns]
+    read = kept.get("prompt_tokens") or [row["prompt_tokens"]] * len(kept["completions"])
+    columns = zip(kept["completions"], kept["truncated"], kept["generated_tokens"], read, strict=True)
+    completions = [Completion(text, (), asked, cut, counted=count) for text, cut, count, asked in columns]
     samples = decided(task, example, plan, completions, kept.get("scores", ()))
     grade, worth = judged(task, example, samples)
     speaks = samples.completions[samples.chosen]

@@ -119,6 +119,8 @@ Aggregation = Literal["greedy", "majority", "best-of", "weighted-best-of"]
 class InferencePlan:
     """How an example is answered: `samples` completions, made into one answer by `aggregation` (plans.py).
 
+    They are independent, or with `chain` above 1 chains of so many attempts, each made in sight of those before it.
+
     "greedy" is one completion, decoded as the run decodes (`decoding` in its config); the others draw at this
     `temperature` and `top_p`. `scorer` names what ranks completions, for best-of and weighted-best-of alone.
     """
@@ -128,6 +130,7 @@ class InferencePlan:
     scorer: str | None = None
     temperature: float = 0.0
     top_p: float = 1.0
+    chain: int = 1
 
 
 GREEDY = InferencePlan()
@@ -168,7 +171,7 @@ class Tuned(ABC):
 
 @dataclass(frozen=True)
 class Samples:
-    """The N completions behind one answer, in the order drawn, and what each answers.
+    """The N completions behind one answer, in the order drawn (chain by chain), and what each answers.
 
     `votes` are spellings that equal answers share (`Task.vote`; None: nothing could be read), `scores` what the plan's
     scorer gives each completion (None where it cannot; empty without a scorer that reads them). `shares` is the chance

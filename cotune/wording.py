@@ -52,11 +52,17 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     for p in plan.get("plans", ()):
         by = f" by {p['scorer']}" if p["scorer"] else ""
         drawn = f"temperature {p['temperature']:g}, top_p {p['top_p']:g}"
-        lines.append(f"  plan: {p['aggregation']} of {p['samples']}{by} ({drawn})")
+        rows = f" in chains of {p['chain']}" if "chain" in p else ""
+        lines.append(f"  plan: {p['aggregation']} of {p['samples']}{rows}{by} ({drawn})")
     if plan.get("curve"):
-        points = ", ".join(f"{p['samples']}: {100 * p['score']:.1f}%" for p in plan["curve"])
+        points = ", ".join(f"{_how_many(p)}: {100 * p['score']:.1f}%" for p in plan["curve"])
         lines.append(f"    by number of samples, from the same draws: {points}")
     return lines
+
+
+def _how_many(point: Mapping[str, Any]) -> str:
+    in_a_row = point.get("chain", 1)
+    return f"{point['samples']} ({in_a_row} in a row)" if in_a_row > 1 else str(point["samples"])
 
 
 def cost_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,7 @@ RANK = {
     "standing": 5,
     "progress_file": 6,
     "bench": 6,
+    "chains": 6.5,
     "evaluate": 7,
     "noise": 8,
     "canary": 8,

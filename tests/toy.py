@@ -61,6 +61,10 @@ class Wrapped:
     def repeats(self) -> bool:
         return self.inner.repeats
 
+    @property
+    def context_length(self) -> int:
+        return self.inner.context_length
+
     def identity(self) -> list[Any]:
         return self.inner.identity()
 

@@ -17,8 +17,8 @@ from cotune.aggregation import (
     best_of_n,
     check_n,
     expected_score,
+    hierarchical,
     majority_vote,
-    weighted_best_of_n,
 )
 from cotune.difficulty.attempts import Attempts
 from cotune.errors import UsageError
@@ -33,21 +33,6 @@ def _majority(answers: Grid, ratings: Rated) -> Shares:
 
 def _best(answers: Grid, ratings: Rated) -> Shares:
     return best_of_n(_flat(answers), [r for chain in ratings for r in chain])
-
-
-def hierarchical(answers: Grid, ratings: Rated) -> Shares:
-    """Weighted best-of-N inside each chain, then across what the chains chose (Snell et al.).
-
-    Ours, because the paper does not say: a chain's answer goes on with the highest rating that it got in the chain, and
-    t tied answers of a chain go on with 1/t of it each. For chains of one attempt it is weighted best-of-N.
-    """
-    finalists: list[Answer] = []
-    strengths: list[float] = []
-    for chain, rated in zip(answers, ratings, strict=True):
-        for answer, share in weighted_best_of_n(chain, rated).items():
-            finalists.append(answer)
-            strengths.append(share * max(r for a, r in zip(chain, rated, strict=True) if a == answer))
-    return weighted_best_of_n(finalists, strengths)
 
 
 def _flat(answers: Grid) -> list[Answer]:

@@ -35,10 +35,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One rendered prompt (chat template applied, ends where the assistant begins) and who answers it."""
+    """One rendered prompt (chat template applied, ends where the assistant begins) and who answers it.
+
+    Its samples have the numbers `first`, `first` + 1, ...: another `first` is the same prompt answered anew.
+    """
 
     prompt: str
     adapter: Adapter | None = None
+    first: int = 0
 
 
 def exact(base: BaseModel) -> bool:
@@ -72,7 +76,7 @@ def report_too_long(lengths: Sequence[int], sampling: Sampling, context: int, mo
 
 
 class Engine(Protocol):
-    """Generates with one base model.
+    """Generates with one base model. `context_length` is the most tokens of prompt and completion together.
 
     `rows_apart` says that each sample is a call of its own: its prompt is read for it alone, and no other row of the
     batch moves its last bits. Elsewhere a prompt is read once for all of its samples. `repeats` promises the same
@@ -82,6 +86,9 @@ class Engine(Protocol):
     name: str
     rows_apart: bool
     repeats: bool
+
+    @property
+    def context_length(self) -> int: ...
 
     def identity(self) -> list[Any]:
         """What its completions depend on besides weights, prompt, adapter and decoding: versions, hardware, settings.

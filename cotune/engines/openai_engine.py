@@ -46,6 +46,10 @@ class OpenAIEngine:
             raise UsageError(f"The openai engine answers for a model behind a server, and {base.name} is loaded here.")
         return cls(base, limit_name=config.openai.limit_name)
 
+    @property
+    def context_length(self) -> int:
+        return self.base.context_length
+
     def identity(self) -> list[Any]:
         return [self.name, self.limit_name]
 
@@ -86,7 +90,7 @@ class OpenAIEngine:
             self.limit_name: sampling.max_new_tokens,
         }
         if sampling.temperature > 0:
-            seed = stream_seed(sampling, request.prompt, sample) >> 32  # some servers take 31 bits
+            seed = stream_seed(sampling, request.prompt, request.first + sample) >> 32  # some servers take 31 bits
             body |= {"top_p": sampling.top_p, "seed": seed}
         return body | ({"logprobs": True} if sampling.logprobs else {})
 

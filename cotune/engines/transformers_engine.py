@@ -77,6 +77,10 @@ class TransformersEngine:
             base, batch_size=settings.batch_size, max_batch_tokens=settings.max_batch_tokens, threads=settings.threads
         )
 
+    @property
+    def context_length(self) -> int:
+        return self.base.context_length
+
     def identity(self) -> list[Any]:
         return [self.name, torch.__version__, transformers.__version__, *self.base.hardware, torch.get_num_threads()]
 
@@ -94,7 +98,7 @@ class TransformersEngine:
         empty completion; this says so. Raises UsageError when that is all of them.
         """
         lengths = [self.token_count(request.prompt) for request in requests]
-        report_too_long(lengths, sampling, self.base.context_length, self.base.name)
+        report_too_long(lengths, sampling, self.context_length, self.base.name)
         batches: list[list[int]] = []
         room = 0
         for i in sorted(range(len(requests)), key=lambda i: (-lengths[i], i)):
@@ -110,16 +114,18 @@ class TransformersEngine:
         """`sampling.n` completions per request, in request order, as one batch (halved when memory runs out).
 
         Sample s of a prompt draws from a stream seeded by (sampling.seed, prompt, s): the same prompt twice in a
-        batch gives the same completions; ask for n. Greedy samples are decoded once and repeated.
+        batch gives the same completions; ask for n, or for other numbers (`first`). Greedy samples are decoded once
+        and repeated.
         Raises CotuneError when a single row does not fit the memory or an adapter changes nothing (`canary`).
         """
         prompts = [self.base.encode(request.prompt) for request in requests]
-        room = self.base.context_length - sampling.max_new_tokens
+        room = self.context_length - sampling.max_new_tokens
         adapters = [as_factors(request.adapter) for request in requests]
         self._check_adapters(prompts, adapters)
         greedy = sampling.temperature == 0
         samples = range(1 if greedy else sampling.n)
-        rows = [_Row(r, s) for r, ids in enumerate(prompts) if len(ids) <= room for s in samples]
+        fitting = [r for r, ids in enumerate(prompts) if len(ids) <= room]
+        rows = [_Row(r, requests[r].first + s) for r in fitting for s in samples]
 
         def decode(chosen: Sequence[_Row]) -> list[_Row]:
             draws = None if greedy else _draws(chosen, requests, sampling, self.base.model.device)

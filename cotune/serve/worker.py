@@ -14,6 +14,7 @@ from queue import Empty, Full, Queue
 from typing import Any
 
 from cotune.bench import Bench, MemoryStore
+from cotune.chains import draw
 from cotune.engines.base import Request, Sampling
 from cotune.errors import CotuneError, UsageError
 from cotune.opened import Opened
@@ -109,19 +110,21 @@ class Worker:
         answers: dict[int, Answer] = {}
         with bench.ledger.measuring():
             conditionings = opened.tuned.condition([job.example for job in jobs], bench)
+            chats = [opened.task.messages(c.prompt, job.example) for job, c in zip(jobs, conditionings, strict=True)]
             requests = [
-                Request(bench.base.render(opened.task.messages(c.prompt, job.example)), c.adapter)
-                for job, c in zip(jobs, conditionings, strict=True)
+                Request(bench.base.render(chat), c.adapter) for chat, c in zip(chats, conditionings, strict=True)
             ]
             for job, request in zip(jobs, requests, strict=True):
                 bench.engine.plan([request], job.sampling)  # says when it is too long
             wanted = [
-                job.sampling if job.drawing is None or c.plan == GREEDY else sampling_of(c.plan, job.drawing)
+                (job.sampling, 1)
+                if job.drawing is None or c.plan == GREEDY
+                else (sampling_of(c.plan, job.drawing), c.plan.chain)
                 for job, c in zip(jobs, conditionings, strict=True)
             ]
-            for sampling in dict.fromkeys(wanted):
-                chosen = [i for i, own in enumerate(wanted) if own == sampling]
-                rows = bench.generate([requests[i] for i in chosen], sampling)
+            for way in dict.fromkeys(wanted):
+                chosen = [i for i, own in enumerate(wanted) if own == way]
+                rows = draw(bench, [chats[i] for i in chosen], [requests[i] for i in chosen], *way)
                 for i, row in zip(chosen, rows, strict=True):
                     answers[i] = self._answered(jobs[i], conditionings[i], requests[i], row)
         return [answers[i] for i in range(len(jobs))]

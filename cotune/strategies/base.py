@@ -44,7 +44,8 @@ class Workload:
     """What decides the cost of tuning: numbers of examples and mean lengths in tokens.
 
     `question` is a rendered question under the seed prompt, `reference` a reference completion, `limit` the longest
-    completion that decoding allows. `samples` is how many completions the inference plan takes to answer a question.
+    completion that decoding allows. `samples` is how many completions the inference plan takes to answer a question,
+    `revising` what one of them reads of earlier attempts at most, on average.
     """
 
     train: int
@@ -53,10 +54,11 @@ class Workload:
     reference: int
     limit: int
     samples: int = 1
+    revising: int = 0
 
     def answers(self, what: str, questions: int, prompt: int) -> Work:
         """So many questions answered under the inference plan; at most, each sample reads its prompt."""
-        return Work.generation(what, questions * self.samples, prompt, self.limit)
+        return Work.generation(what, questions * self.samples, prompt + self.revising, self.limit)
 
 
 @dataclass(frozen=True)

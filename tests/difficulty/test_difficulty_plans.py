@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotune.aggregation import Answer, Floats, majority_accuracy, weighted_best_of_n
+from cotune.aggregation import Answer, Floats, hierarchical, majority_accuracy, weighted_best_of_n
 from cotune.difficulty.attempts import Attempts, attempts
-from cotune.difficulty.plans import BEST, MAJORITY, WEIGHTED, Plan, hierarchical, measure, plans_at
+from cotune.difficulty.plans import BEST, MAJORITY, WEIGHTED, Plan, measure, plans_at
 from cotune.errors import UsageError
 
 P = np.array([0.4, 0.35, 0.25])  # of the answers 0 (right), 1 and 2
