@@ -445,6 +445,26 @@ def test_the_run_keeps_its_chains_and_says_what_they_cost(
     assert sorted(labels.values()) == ["zero-shot", "zero-shot (chain=2)"]
 
 
+def test_difficulty_takes_a_run_of_samples_and_one_of_chains(
+    chained: Path, tmp_path: Path, random_model_dir: Path
+) -> None:
+    parallel = finished_run(tmp_path, random_model_dir, "zero-shot", 8, **SETTINGS | {"plan__samples": 8})
+    told = CliRunner().invoke(app, ["difficulty", str(parallel), str(chained), "--json"])
+    assert told.exit_code == 0, told.output
+    value = json.loads(told.output)
+    assert (value["questions"], value["judged"], value["chains"]["length"]) == (2, 4, 2)
+    (point,) = [p for p in value["plans"] if (p["n"], p["length"]) == (4, 2)]
+    last = read_json(chained / "summary.json")["plan"]["curve"][-1]
+    assert [point[name] for name in ("score", "generated", "read")] == pytest.approx(
+        [last[name] for name in ("score", "generated_tokens", "read_tokens")]
+    )
+    # The samples that told the difficulty are other draws than the chains' first attempts.
+    for ours, theirs in zip(
+        read_rows(parallel / "predictions.jsonl"), read_rows(chained / "predictions.jsonl"), strict=True
+    ):
+        assert not {*ours["samples"]["completions"]} & {*theirs["samples"]["completions"][::2]}
+
+
 def test_run_bundle_and_server_answer_alike(chained: Path, tmp_path: Path) -> None:
     asked = "What is 20 + 3?"
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": asked}) + "\n")

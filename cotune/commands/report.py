@@ -129,14 +129,17 @@ def save_all(folder: Path, contents: Mapping[str, str] | Mapping[str, bytes]) ->
 
 def difficulty(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run under a plan of 8 samples or more.")],
+    chains: Annotated[
+        Path | None, typer.Argument(metavar="[CHAINS]", help="A run that answered the same questions in chains.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """What choosing the inference plan by difficulty would gain on a run's samples."""
+    """What choosing the inference plan by difficulty would gain on a run's samples, and with CHAINS on revisions."""
     from cotune.compare.render import drawing
     from cotune.difficulty import telling
     from cotune.difficulty.runs import of_run
 
-    found = of_run(run)
+    found = of_run(run, chains)
     if as_json:
         emit_json(telling.record(found))
     else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cotune.compare.render import Sheet, estimate
-from cotune.compare.stats import Finding, holm
+from cotune.compare.stats import Estimate, Finding, compare_paired, holm, mean_score
 from cotune.compare.words import p_value
 from cotune.difficulty.allocation import (
     ONE_CHOICE,
@@ -21,12 +21,13 @@ from cotune.difficulty.allocation import (
     generations_to_match,
 )
 from cotune.difficulty.bins import BINS
+from cotune.difficulty.plans import Measured, Plan
 from cotune.difficulty.runs import OfRun
 
 LEGEND = (
     "Brackets: 95% intervals over questions, each for its number alone, under the plans as they were chosen: other "
-    "choices are not in them. *: p below 0.05 after Holm's correction over all gains here. Plans are judged on other "
-    "samples than those that told the difficulty."
+    "choices are not in them. *: p below 0.05 after Holm's correction over all gains of its table. Plans are judged on "
+    "other samples than those that told the difficulty."
 )
 
 
@@ -59,11 +60,59 @@ def matches(of: OfRun) -> Iterator[tuple[str, str, Point, Match, Match]]:
                         yield curve.name, name, point, free, charged
 
 
+@dataclass(frozen=True)
+class Arranged:
+    """A plan for all questions: its score, the tokens of one answer that it generates and reads, and, of one with
+    revisions, its gain over the same aggregation of as many parallel samples."""
+
+    n: int
+    plan: Plan
+    score: Estimate
+    generated: float
+    read: float
+    gain: Finding | None
+
+
+def arranged(of: OfRun) -> list[Arranged]:
+    """Sequential against parallel at equal generations: every plan there is, paired by question, Holm's correction over
+    all gains. Empty without chains. A question is read once for all parallel attempts; each revision reads its chat."""
+    if of.prompts is None:
+        return []
+    asked, told = of.prompts[:, 0, 0].mean(), []
+    for at in of.found.measured:
+        for plan, scores, tokens in zip(at.plans, at.scores, at.tokens, strict=True):
+            again = of.prompts[:, :, 1 : plan.length].sum(-1).mean() * at.n / plan.length
+            parallel = at.scores[at.plans.index(replace(plan, length=1))] if plan.length > 1 else None
+            tested = None if parallel is None else compare_paired(scores, parallel)
+            told.append(Arranged(at.n, plan, mean_score(scores), float(tokens.mean()), float(asked + again), tested))
+    corrected = iter(holm([a.gain.p for a in told if a.gain]))
+    return [replace(a, gain=replace(a.gain, p_holm=next(corrected))) if a.gain else a for a in told]
+
+
+def _shown(of: OfRun) -> Measured:
+    """The largest N that has plans in a row, where any has; else the largest."""
+    in_a_row = [at for at in of.found.measured if any(plan.length > 1 for plan in at.plans)]
+    return (in_a_row or of.found.measured)[-1]
+
+
+def choices(of: OfRun) -> Iterator[tuple[str, int, list[list[str]]]]:
+    """Difficulty, N above 1, and of each bin the plans that its two folds got, the first one's first."""
+    for name, bins in of.found.bins.items():
+        for point in of.found.curves[name].points:
+            if point.n > 1:
+                own = [
+                    dict.fromkeys(p.name for p, b in zip(point.plans, bins, strict=True) if b == at)
+                    for at in range(BINS)
+                ]
+                yield name, point.n, [list(names) for names in own]
+
+
 def record(of: OfRun) -> dict[str, Any]:
     """Everything, in fractions; None where a bin is empty or a number of generations is beyond all measured ones."""
-    found, largest = of.found, of.found.measured[-1]
+    found, largest = of.found, _shown(of)
     return {
         "run": of.run,
+        "chains": of.chains and {"run": of.chains_run, "chains": of.chains.chains, "length": of.chains.length},
         "questions": of.samples.questions,
         "samples": of.samples.chains,
         "estimated": of.estimated,
@@ -82,6 +131,21 @@ def record(of: OfRun) -> dict[str, Any]:
             for name, bins in found.bins.items()
             for plan, means in zip(largest.plans, accuracy_by_bin(largest, bins), strict=True)
         ],
+        "choices": [{"difficulty": name, "n": n, "plans": plans} for name, n, plans in choices(of)],
+        "plans": [
+            {
+                "n": a.n,
+                "aggregation": a.plan.aggregation,
+                "length": a.plan.length,
+                "score": a.score.mean,
+                "low": a.score.low,
+                "high": a.score.high,
+                "generated": a.generated,
+                "read": a.read,
+                "over_parallel": a.gain and _tested(a.gain),
+            }
+            for a in arranged(of)
+        ],
         "curves": [
             {
                 "policy": curve.name,
@@ -94,19 +158,7 @@ def record(of: OfRun) -> dict[str, Any]:
             }
             for curve in found.curves.values()
         ],
-        "gains": [
-            {
-                "policy": name,
-                "n": n,
-                "gain": tested.estimate.mean,
-                "low": tested.estimate.low,
-                "high": tested.estimate.high,
-                "p": tested.p,
-                "p_holm": tested.p_holm,
-                "significant": tested.significant,
-            }
-            for name, n, tested in gains(of)
-        ],
+        "gains": [{"policy": name, "n": n, **_tested(tested)} for name, n, tested in gains(of)],
         "to_match": [
             {"policy": ours, "reference": theirs, "n": p.n, "free": asdict(free), "charged": asdict(charged)}
             for ours, theirs, p, free, charged in matches(of)
@@ -114,8 +166,19 @@ def record(of: OfRun) -> dict[str, Any]:
     }
 
 
+def _tested(tested: Finding) -> dict[str, Any]:
+    return {
+        "gain": tested.estimate.mean,
+        "low": tested.estimate.low,
+        "high": tested.estimate.high,
+        "p": tested.p,
+        "p_holm": tested.p_holm,
+        "significant": tested.significant,
+    }
+
+
 def sheets(of: OfRun) -> list[Sheet]:
-    found, largest, title = of.found, of.found.measured[-1], of.run
+    found, largest, title = of.found, _shown(of), of.run
     sizes = [at.n for at in found.measured]
     notes = [
         f"{of.samples.questions} questions with {of.samples.chains} samples each: {of.estimated} tell pass@1 (oracle), "
@@ -125,6 +188,11 @@ def sheets(of: OfRun) -> list[Sheet]:
         notes.append(
             "The samples are not rated, so the vote is the only plan and there is nothing to choose. For more plans "
             "run with --set plan.aggregation=best-of."
+        )
+    if of.chains is not None:
+        notes.append(
+            f"{of.chains_run} answered the same questions in {of.chains.chains} chains of {of.chains.length} attempts, "
+            "all of which judge."
         )
     told = tuple(
         (name, *(str(count) for count in np.bincount(bins, minlength=BINS)), *_agreed(of, name))
@@ -139,31 +207,57 @@ def sheets(of: OfRun) -> list[Sheet]:
     curves = tuple(
         (name, *(estimate(p.estimate, "z.1f") for p in curve.points)) for name, curve in found.curves.items()
     )
-    tokens = ", ".join(f"{p.tokens.mean():.1f}" for p in found.curves[ONE_CHOICE].points)
-    gained = tuple(
-        (name, str(n), estimate(t.estimate, "+z.1f") + "*" * t.significant, p_value(t.p), p_value(t.p_holm))
-        for name, n, t in gains(of)
+    gained = tuple((name, str(n), *_gained(t)) for name, n, t in gains(of))
+    chose = tuple((f"N = {n} | {name}", *(" / ".join(plans) for plans in of_bins)) for name, n, of_bins in choices(of))
+    rows = tuple(
+        (
+            str(a.n),
+            a.plan.name,
+            estimate(a.score, "z.1f"),
+            f"{a.generated:.1f}",
+            f"{a.read:.1f}",
+            *(_gained(a.gain) if a.gain else ("",) * 3),
+        )
+        for a in arranged(of)
     )
+    tokens = ", ".join(f"{p.tokens.mean():.1f}" for p in found.curves[ONE_CHOICE].points)
+    generated = (_REVISED if rows else _TOKENS).format(tokens)
+    best = found.measured[-1].n
     saved = tuple(
         (ours, theirs, f"{100 * p.accuracy:.1f}", _matched(free), _matched(charged))
         for ours, theirs, p, free, charged in matches(of)
-        if p.n == largest.n
+        if p.n == best
     )
     columns = tuple(f"N = {n}" for n in sizes)
     return [
         Sheet(f"{title} · difficulty", ("questions in", *every, *_AGREED), told, tuple(notes)),
         Sheet(f"{title} · score by bin at N = {largest.n}, %", ("plan | difficulty", *every), by_bin, (_LOOK,)),
-        Sheet(f"{title} · score at equal generations, %", ("policy", *columns), curves, (_TOKENS.format(tokens),)),
-        Sheet(f"{title} · gain over {ONE_CHOICE}, points", ("policy", "N", "gain", "p", "p, Holm"), gained, ()),
-        Sheet(
-            f"{title} · generations to match N = {largest.n}", _MATCHED, saved, (_CHARGED.format(of.estimated, of.few),)
+        *(
+            [Sheet(f"{title} · in a row and in parallel at equal generations", _ARRANGED, rows, (_READ,))]
+            if rows
+            else []
         ),
+        Sheet(f"{title} · plans chosen", ("N | difficulty", *every), chose, (_FOLDS,)),
+        Sheet(f"{title} · score at equal generations, %", ("policy", *columns), curves, (generated,)),
+        Sheet(f"{title} · gain over {ONE_CHOICE}, points", ("policy", "N", "gain", "p", "p, Holm"), gained, ()),
+        Sheet(f"{title} · generations to match N = {best}", _MATCHED, saved, (_CHARGED.format(of.estimated, of.few),)),
     ]
+
+
+def _gained(tested: Finding) -> tuple[str, str, str]:
+    return estimate(tested.estimate, "+z.1f") + "*" * tested.significant, p_value(tested.p), p_value(tested.p_holm)
 
 
 _AGREED = ("same bin as oracle %", "at most one apart %", "Spearman")
 _LOOK = "For looking at: the best number of a column is the best of several estimates, hence too high."
 _TOKENS = "Generated tokens a question: {}. They are equal for all policies, whose plans are parallel samples."
+_REVISED = "Generated tokens a question, of one choice for all: {}. Tokens read are not in them, and are not equal."
+_ARRANGED = ("N", "plan", "score %", "generated tokens", "tokens read", "over parallel", "p", "p, Holm")
+_READ = (
+    "N generations in parallel, or as N / l chains of l attempts (l in a row), under the same aggregation. Tokens are "
+    "those of one answer: the question is read once, and each revision reads it again with up to four attempts."
+)
+_FOLDS = "Of each bin the plans that are best on its halves, each for the other half."
 _MATCHED = ("policy", "as good as", "score %", "generations", "with those of the difficulty")
 _CHARGED = (
     "Fewest measured N that scores as much, with its interval; -: none does. The oracle's difficulty takes {} "

@@ -191,6 +191,149 @@ def test_runs_that_do_not_serve_are_one_sentence_with_the_fix(tmp_path: Path) ->
         assert (refused.exit_code, why in refused.stderr, refused.stdout) == (2, True, "")
 
 
+# ---- a run of parallel samples beside one of chains ----
+
+
+def revised(length: int = 4, chains: int = 4) -> list[dict[str, Any]]:
+    """Chains that are wrong first and right from the second attempt on, on hard questions alone; else the other way."""
+    rows = []
+    for q, row in enumerate(rows_of({f"q{q:02}": float(q >= QUESTIONS // 2) for q in range(QUESTIONS)})):
+        chain = [1] + [0] * (length - 1) if q >= QUESTIONS // 2 else [0] + [1] * (length - 1)
+        samples = {
+            "answers": ["right", "wrong"],
+            "worth": [1.0, 0.0],
+            "votes": chain * chains,
+            "scores": [0.5] * (length * chains),
+            "completions": ["..."] * (length * chains),
+            "truncated": [False] * (length * chains),
+            "generated_tokens": [5] * (length * chains),
+            "prompt_tokens": [10, 20, 30, 40][:length] * chains,
+        }
+        rows.append(row | {"plan": PLAN | {"samples": length * chains, "chain": length}, "samples": samples})
+    return rows
+
+
+def both(tmp_path: Path, chained: list[dict[str, Any]], **settings: Any) -> tuple[Path, Path]:
+    first = write(tmp_path / "parallel", sampled())
+    second = write_run(tmp_path / "chained", "zero-shot", {row["id"]: row["score"] for row in chained}, **settings)
+    write_rows(second / "predictions.jsonl", chained)
+    return first, second
+
+
+def test_revisions_are_compared_with_as_many_parallel_samples(tmp_path: Path) -> None:
+    runs = both(tmp_path, revised())
+    value = json.loads(CliRunner().invoke(app, ["difficulty", *map(str, runs), "--json"]).output)
+    assert value["chains"] == {"run": runs[1].name, "chains": 4, "length": 4}
+    plans = {(p["n"], p["aggregation"], p["length"]): p for p in value["plans"]}
+    in_a_row = {(n, length) for n, _, length in plans if length > 1}
+    assert in_a_row == {(2, 2), (4, 2), (4, 4), (8, 2), (8, 4)}
+    # Of two attempts, right and wrong, the vote is a tie; of four, three are right on the hard half.
+    assert plans[2, MAJORITY, 2]["score"] == pytest.approx(0.5)
+    assert (plans[4, MAJORITY, 4]["score"], plans[8, MAJORITY, 4]["score"]) == (0.5, 0.5)
+    assert {p["generated"] for (n, _, length), p in plans.items() if (n, length) == (8, 4)} == {40.0}
+    assert [plans[n, MAJORITY, length]["read"] for n, length in ((8, 1), (8, 2), (4, 4), (8, 4))] == [
+        10,  # the question, once
+        10 + 4 * 20,
+        10 + 20 + 30 + 40,
+        10 + 2 * (20 + 30 + 40),
+    ]
+    for key, plan in plans.items():
+        over = plan["over_parallel"]
+        assert (over is None) == (key[2] == 1)
+        if over:
+            assert over["gain"] == pytest.approx(plan["score"] - plans[key[0], key[1], 1]["score"])
+            assert over["p_holm"] >= over["p"]
+    by_bin = {(b["difficulty"], b["plan"]): b["scores"] for b in value["by_bin"]}
+    of_bins = by_bin[ORACLE, f"{MAJORITY}, 4 in a row"]
+    assert (of_bins[:2], of_bins[3:]) == ([0, 0], [1, 1])
+    chosen = {(c["difficulty"], c["n"]): c["plans"] for c in value["choices"]}
+    easiest, *_, hardest = chosen[ORACLE, 4]
+    assert not any("in a row" in plan for plan in easiest)
+    assert hardest == [f"{MAJORITY}, 4 in a row"]  # the first of equals, on both folds
+    alone = told(runs[0])
+    assert (alone["chains"], alone["plans"]) == (None, [])
+    assert [c for c in alone["curves"] if c["policy"] == MAJORITY] == [
+        c for c in value["curves"] if c["policy"] == MAJORITY
+    ]
+
+
+def test_the_text_shows_both_ways_and_the_plans_of_each_bin(tmp_path: Path) -> None:
+    runs = both(tmp_path, revised())
+    text = CliRunner().invoke(app, ["difficulty", *map(str, runs)]).output
+    assert f"{runs[1].name} answered the same questions in 4 chains of 4 attempts" in text
+    assert " · in a row and in parallel at equal generations\n" in text
+    assert " · plans chosen\n" in text
+    (line,) = re.findall(r"^8 +majority, 4 in a row +(.*)$", text, re.M)
+    assert re.match(r"50\.0 \[.*?\] +40\.0 +190\.0 ", line)
+    assert "Tokens read are not in them" in text
+
+
+def test_few_chains_serve_small_plans_and_the_largest_of_these_is_shown(tmp_path: Path) -> None:
+    value = json.loads(
+        CliRunner().invoke(app, ["difficulty", *map(str, both(tmp_path, revised(4, 1))), "--json"]).output
+    )
+    assert {p["n"] for p in value["plans"] if p["length"] > 1} == {2, 4}
+    assert {b["n"] for b in value["by_bin"]} == {4}
+
+
+def hotter(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        row["plan"] = row["plan"] | {"temperature": 1.0}
+
+
+def other_prompt(rows: list[dict[str, Any]]) -> None:
+    rows[3]["prompt"] = "f" * 16
+
+
+def no_prompt_tokens(rows: list[dict[str, Any]]) -> None:
+    del rows[3]["samples"]["prompt_tokens"]
+
+
+def torn_chain(rows: list[dict[str, Any]]) -> None:
+    for name in ("votes", "scores", "generated_tokens", "prompt_tokens"):
+        rows[3]["samples"][name].pop()
+
+
+def unchained(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        row["plan"] = PLAN
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "why"),
+    [
+        (hotter, UsageError, "because their plan.temperature differ"),
+        (other_prompt, UsageError, "because their prompts differ"),
+        (unchained, UsageError, "has no chains. Give one as the second run"),
+        (no_prompt_tokens, DataError, "are damaged .KeyError"),
+        (torn_chain, DataError, "equally many attempts"),
+    ],
+)
+def test_chains_that_do_not_go_with_the_samples(
+    spoil: Callable[[list[dict[str, Any]]], None], error: type[Exception], why: str, tmp_path: Path
+) -> None:
+    rows = revised()
+    spoil(rows)
+    with pytest.raises(error, match=why):
+        of_run(*both(tmp_path, rows))
+
+
+def test_chains_of_other_questions_models_or_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="because their test examples, prompts differ"):
+        of_run(*both(tmp_path / "fewer", revised()[1:]))
+    with pytest.raises(UsageError, match="because their model differ"):
+        of_run(*both(tmp_path / "model", revised(), model="tiny-4m"))
+    with pytest.raises(UsageError, match="because their data differ"):
+        of_run(*both(tmp_path / "data", revised(), comparable={"data_digest": "other"}))
+    first, second = both(tmp_path / "alone", revised())
+    for folders in ((second,), (second, first)):
+        with pytest.raises(UsageError, match="Give a run of parallel samples of the same questions before it"):
+            of_run(*folders)
+    (second / "events.jsonl").write_text(json.dumps({"kind": "start", "model_digest": "w1"}) + "\n")
+    with pytest.raises(UsageError, match="because their weights of the model differ"):
+        of_run(first, second)
+
+
 def test_it_needs_no_torch(run: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cotune.difficulty.runs import of_run; "
