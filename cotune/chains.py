@@ -57,8 +57,9 @@ def draw(
         for chain, completion in zip((chain for chains in made for chain in chains), new, strict=True):
             chain.append(completion)
     rows = [[completion for chain in chains for completion in chain] for chains in made]
-    if each:
-        each(range(len(rows)), rows)
+    so_far = each(range(len(rows)), rows) if each else {}
+    if label:
+        bench.progress(label, len(rows), len(rows), **so_far)
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from chat_server import reply_of, serving
-from toy import Sums, bench, example
+from toy import Sums, bench, example, of_kind
 from typer.testing import CliRunner
 
 from cotune.aggregation import majority_accuracy, weighted_best_of_n
@@ -39,7 +39,7 @@ from cotune.plans import check, choose, curve, recorded, regraded, served, token
 from cotune.predict import predict
 from cotune.record import read_json, read_rows
 from cotune.revision import REVISE_INSTRUCTION, revision_messages
-from cotune.values import Conditioning, Evaluation, Example, InferencePlan, Prompt, digest
+from cotune.values import Conditioning, Evaluation, Event, Example, InferencePlan, Prompt, digest
 from tests.conftest import finished_run
 from tests.serve.test_app import question, visit
 
@@ -90,6 +90,18 @@ def test_attempts_at_one_place_are_generated_together(random_base: BaseModel) ->
 
     run(random_base, Counting(lambda *_: "4"), majority(6, 3), examples=3)
     assert sizes == [(3, 2), (6, 1), (6, 1)]
+
+
+def test_progress_counts_every_place_and_ends_with_the_score(random_base: BaseModel) -> None:
+    events: list[Event] = []
+    at = bench(random_base, FakeEngine(mending), events=events)
+    evaluate(Sums(), EXAMPLES[:1], [Conditioning(PROMPT, plan=majority(10, 5))], Sampling(16), at, label="test")
+    told = [(t["label"], t["done"], t["of"], t.get("score")) for t in of_kind(events, "progress")]
+    assert told == [
+        ("test, attempt 1 of 5", 1, 1, None),
+        *((f"test, attempt {place} of 5", 2, 2, None) for place in (2, 3, 4, 5)),
+        ("test", 1, 1, 1.0),
+    ]
 
 
 @pytest.mark.parametrize("engine", ["transformers", "fake"])

@@ -96,7 +96,7 @@ def _shown(of: OfRun) -> Measured:
 
 
 def choices(of: OfRun) -> Iterator[tuple[str, int, list[list[str]]]]:
-    """Difficulty, N above 1, and of each bin the plans that its two folds got, the first one's first."""
+    """Difficulty, N above 1, and of each bin the plans that its two folds got, one name where they are the same."""
     for name, bins in of.found.bins.items():
         for point in of.found.curves[name].points:
             if point.n > 1:

@@ -319,7 +319,7 @@ def test_chains_that_do_not_go_with_the_samples(
 
 
 def test_chains_of_other_questions_models_or_alone_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="because their test examples, prompts differ"):
+    with pytest.raises(UsageError, match="because their test examples differ"):
         of_run(*both(tmp_path / "fewer", revised()[1:]))
     with pytest.raises(UsageError, match="because their model differ"):
         of_run(*both(tmp_path / "model", revised(), model="tiny-4m"))
