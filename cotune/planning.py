@@ -100,11 +100,11 @@ def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel)
     question = mean_tokens([outlined.render(chat) for chat in chats])
     reference = mean_tokens([learned.reference_completion(e) for e in sample])
     limit = decoding(config, learned).max_new_tokens
-    asked_again = mean_tokens([outlined.render(revision_messages(chat, [""])) for chat in chats]) - question
-    length = start.plan.chain
-    seen = sum(min(place, KEPT) for place in range(length))  # by all attempts of a chain
-    longest = max(limit, decoding(config, task).max_new_tokens)
-    revising = math.ceil(seen * (longest + asked_again) / length)
+    length, revising = start.plan.chain, 0
+    if length > 1:
+        asked_again = mean_tokens([outlined.render(revision_messages(chat, [""])) for chat in chats]) - question
+        seen = sum(min(place, KEPT) for place in range(length))  # by all attempts of a chain
+        revising = math.ceil(seen * (max(limit, decoding(config, task).max_new_tokens) + asked_again) / length)
     return Workload(len(data.train), len(data.val), question, reference, limit, start.plan.samples, revising)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cotune.engines.cache import completion_keys
 from cotune.engines.fake import FakeEngine
 from cotune.engines.openai_engine import OpenAIEngine
 from cotune.engines.transformers_engine import TransformersEngine
-from cotune.errors import UsageError
+from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.experiment import prediction_rows
 from cotune.experiment import run as run_config
@@ -228,8 +229,17 @@ def test_every_attempt_pays_for_what_it_reads_and_says(random_base: BaseModel) -
     assert (last["samples"], last["chain"], last["generated_tokens"], last["read_tokens"]) == (6, 3, 15, read)
 
 
-def test_a_budget_ends_it_between_the_attempts_and_a_second_run_goes_on(random_base: BaseModel) -> None:
-    """Killed at any batch, the same command asks for the rest alone and says the same."""
+def test_a_budget_that_ends_between_attempts_gives_no_evaluation(random_base: BaseModel) -> None:
+    engine = FakeEngine(lambda *_: "4")
+    at = bench(
+        random_base, engine, tokens=engine.token_count(random_base.render(Sums().messages(PROMPT, EXAMPLES[0]))) + 60
+    )
+    with pytest.raises(BudgetExhausted):
+        evaluate(Sums(), EXAMPLES[:1], [Conditioning(PROMPT, plan=majority(4, 2))], Sampling(16), at)
+    assert [request.first for request in engine.calls] == [0]  # the first attempts were paid for, no revision was
+
+
+def test_killed_at_any_batch_the_rest_alone_is_asked_for_and_says_the_same(random_base: BaseModel) -> None:
     asked: list[int] = []
 
     class Dying(FakeEngine):
@@ -261,6 +271,17 @@ def test_a_budget_ends_it_between_the_attempts_and_a_second_run_goes_on(random_b
         asked.clear()
         assert go(Dying(answer, batch_size=2), store) == whole
         assert len(asked) == batches - lives
+
+
+def test_revisions_are_made_under_the_adapter_of_their_question(random_base: BaseModel) -> None:
+    @dataclass(frozen=True)
+    class Named:
+        digest: str
+
+    engine = FakeEngine(lambda rendered, adapter, number: f"{adapter} {len(attempts_in(rendered))}")
+    conditionings = [Conditioning(PROMPT, Named(name), majority(3, 3)) for name in ("a", "b")]
+    done = evaluate(Sums(), EXAMPLES[:2], conditionings, Sampling(16), bench(random_base, engine))
+    assert [texts(done, i) for i in range(2)] == [["a 0", "a 1", "a 2"], ["b 0", "b 1", "b 2"]]
 
 
 # ---- a context that is too short ----
