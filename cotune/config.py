@@ -338,7 +338,8 @@ class PlanConfig(Section):
     )
     scorer: str | None = Field(
         None,
-        description="of best-of and weighted-best-of: log-probability | self-consistency; empty: log-probability",
+        description="of best-of and weighted-best-of: log-probability | self-consistency | verifier (trained by the "
+        "run); empty: log-probability",
     )
     temperature: float = Field(0.7, ge=0, le=5, description="of the samples (self-consistency, Wang et al. 2023)")
     top_p: Rate = Field(1.0, description="of the samples (ours)")
@@ -446,7 +447,9 @@ class InferenceConfig(Section):
     )
     samples: Positive = Field(16, description="largest N (paper: 32, where gains fade beyond 16)")
     scorer: str | None = Field(
-        None, description="of best-of and weighted-best-of: log-probability | self-consistency; empty: log-probability"
+        None,
+        description="of best-of and weighted-best-of: log-probability | self-consistency | verifier (trained before "
+        "the pulls); empty: log-probability",
     )
     temperature: float = Field(0.7, ge=0, le=5, description="of the samples (self-consistency, Wang et al. 2023)")
     top_p: Rate = Field(1.0, description="of the samples (ours)")
@@ -471,6 +474,19 @@ class InferenceConfig(Section):
         if self.aggregation == "majority" and self.scorer is not None:
             raise ValueError("majority reads no scorer; leave scorer out")
         return self
+
+
+class VerifierConfig(Section):
+    """The trained verifier, where plan.scorer or inference.scorer is verifier (Snell et al.; sheet 03)."""
+
+    examples: Positive = Field(256, description="train examples whose completions it learns from, at most (ours)")
+    samples: Positive = Field(
+        8, description="own completions of each, drawn as the plan draws (ours; paper: 16, each continued 16 times)"
+    )
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the examples that choose the epoch (paper)")
+    epochs: Positive = Field(10, description="passes over the completions (ours)")
+    learning_rate: Rate = Field(1e-2, description="ours, for a linear head; the paper has 3e-5 for all weights")
+    batch_size: Positive = Field(32, description="completions per optimizer step (ours; paper: 128)")
 
 
 class RunConfig(Section):
@@ -513,6 +529,7 @@ class RunConfig(Section):
     sequential: SequentialConfig = SequentialConfig()
     joint: JointConfig = JointConfig()
     inference: InferenceConfig = Field(InferenceConfig(), exclude_if=lambda section: section == InferenceConfig())
+    verifier: VerifierConfig = Field(VerifierConfig(), exclude_if=lambda section: section == VerifierConfig())
 
     @field_validator("train_tasks")
     @classmethod
@@ -700,7 +717,8 @@ def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 
 def filled(dumped: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config with the sections and settings that are left out of it where they are the default."""
-    return merged({"plan": dict(PlanConfig()), "inference": dict(InferenceConfig())}, dumped)
+    left_out = {"plan": PlanConfig(), "inference": InferenceConfig(), "verifier": VerifierConfig()}
+    return merged({name: dict(section) for name, section in left_out.items()}, dumped)
 
 
 def dump(config: RunConfig) -> str:

@@ -27,6 +27,7 @@ def warnings(events: Events) -> list[str]:
         _idle_adapters(events),
         _one_branch(events),
         _hollow_loss(events),
+        _blind_verifier(events),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -110,3 +111,23 @@ def _hollow_loss(events: Events) -> str | None:
         f"The validation score falls (best {100 * max(scores):.1f}, last {100 * scores[-1]:.1f}) while the loss falls "
         "too: likelihood no longer means right answers; fewer epochs or a lower rate may keep more."
     )
+
+
+def _blind_verifier(events: Events) -> str | None:
+    """Of the last verifier: its training completions scored alike, or it does not rank held-out ones."""
+    found = _last(events, "verifier")
+    if found is None:
+        return None
+    more = "Raise verifier.samples or verifier.examples, or tune before the plan (sequential.stages)"
+    if found["constant"]:
+        return (
+            f"All completions that the verifier learned from scored {found['mean_score']:g}, so it rates every one "
+            f"alike: best-of is a draw, weighted best-of the majority. {more}."
+        )
+    auc = found["held_out_auc"]
+    if auc is not None and auc <= 0.5 and found["held_out"] >= _FEW:
+        return (
+            f"The verifier rates the better of two held-out completions higher in {100 * auc:.0f}% of the pairs, no "
+            f"more than chance. {more}, or set another scorer."
+        )
+    return None

@@ -47,7 +47,7 @@ def evaluate(
             (spoken[i],) = completions
             grades[i] = task.grade(examples[i], spoken[i].text, spoken[i].truncated)
             return
-        scores = scored(plan, rendered[i], completions)
+        scores = scored(plan, rendered[i], completions, conditionings[i].verifier, bench)
         samples = decided(task, examples[i], plan, completions, scores)
         spoken[i] = samples.completions[samples.chosen]
         grades[i], worth = judged(task, examples[i], samples)

@@ -25,9 +25,10 @@ from cotune.diagnosis import warnings
 from cotune.engines import engine as make_engine
 from cotune.engines.base import Engine, Sampling
 from cotune.engines.cache import GenerationCache
-from cotune.errors import CotuneError, DataError, NoData, UsageError
+from cotune.errors import BudgetExhausted, CotuneError, DataError, NoData, UsageError
 from cotune.evaluate import evaluate
 from cotune.ledger import Ledger
+from cotune.methods.verifier import verifier_for
 from cotune.models.base import BaseModel, load
 from cotune.models.black_box import BlackBox
 from cotune.openai_client import ChatClient
@@ -35,6 +36,7 @@ from cotune.plans import check, curve, row_of
 from cotune.plugins import resolve
 from cotune.progress_file import ProgressFile
 from cotune.record import RunFolder, environment, read_rows
+from cotune.scorers import VERIFIER
 from cotune.serving import per_example
 from cotune.strategies import STRATEGIES
 from cotune.strategies.base import Fixed, Problem, Strategy
@@ -109,6 +111,12 @@ def is_crossed(config: RunConfig, strategy: Strategy) -> bool:
     return len(strategy.levers) > 1 and config.measured == "test"
 
 
+def verified(config: RunConfig, strategy: Strategy) -> bool:
+    """Whether a verifier ranks samples somewhere in this run."""
+    chosen = config.inference.scorer if "plan" in strategy.levers else None
+    return VERIFIER in (config.plan.value.scorer, chosen)
+
+
 def seed_prompt(config: RunConfig, task: Task) -> Fixed:
     """What every strategy starts from. Raises UsageError for an inference plan that cannot be carried out."""
     return Fixed(Prompt(config.seed_instruction or task.seed_instruction), plan=check(config.plan.value))
@@ -144,6 +152,12 @@ def check_black_box(config: RunConfig, strategy: Strategy) -> list[str]:
             f"{config.strategy} tunes weights, and {model.name} is a black box behind {config.openai.base_url}: its "
             "weights cannot be reached. Take --strategy prompt-only, or --engine transformers with a model that runs "
             "here."
+        )
+    if verified(config, strategy):
+        raise UsageError(
+            f"A verifier reads the model's own states, and {model.name} is a black box behind "
+            f"{config.openai.base_url}. Set plan.scorer (or inference.scorer) to log-probability or self-consistency, "
+            "or take --engine transformers with a model that runs here."
         )
     if config.budget.flops is not None:
         raise UsageError(f"The FLOPs of {model.name} are unknown, so budget.flops cannot hold. Set budget.tokens.")
@@ -260,6 +274,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
     began = time.perf_counter()
     learned = learned_task(config, task)
     problem = Problem(learned, data.train, data.val, model, generator, decoding(config, learned))
+    start = with_verifier(config, start, problem, bench)
     tuned = strategy.tune(start, problem, bench.at("tune"))
     folder.keep_tuned(tuned.save)
 
@@ -307,6 +322,23 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
     }
 
 
+def with_verifier(config: RunConfig, start: Fixed, problem: Problem, bench: Bench) -> Fixed:
+    """`start` with the verifier that its plan ranks by, trained on what it answers: one for all of the run, whatever the
+    strategy. `start` itself under any other plan.
+
+    Raises CotuneError when the budget does not pay for it: the plan cannot be carried out without.
+    """
+    task, train, limit = problem.task, problem.train, problem.sampling.max_new_tokens
+    try:
+        verifier = verifier_for(start.plan, [start], config.verifier, task, train, limit, bench)
+    except BudgetExhausted as stop:
+        raise CotuneError(
+            f"{stop} That is before the verifier has learned. Raise --budget, lower verifier.examples or "
+            "verifier.samples, or set plan.scorer = 'log-probability'."
+        ) from None
+    return start.under(start.plan, verifier) if verifier else start
+
+
 def _crossed(
     task: Task,
     test: Sequence[Example],
@@ -324,13 +356,15 @@ def _crossed(
     *others, _ = cells.named(levers).items()
     rows = []
     for cell, tuned in others:
+        planned = [start if "plan" in levers and "plan" not in tuned else c for c in ours]
         conditionings = [
             Conditioning(
                 c.prompt if "prompt" in tuned else start.prompt,
                 c.adapter if "weights" in tuned else None,
-                start.plan if "plan" in levers and "plan" not in tuned else c.plan,
+                p.plan,
+                p.verifier,
             )
-            for c in ours
+            for c, p in zip(ours, planned, strict=True)
         ]
         evaluation = evaluate(task, test, conditionings, sampling, bench, label=cell)
         rows += [{"cell": cell, **row} for row in prediction_rows(evaluation)]

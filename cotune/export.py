@@ -200,7 +200,7 @@ class Grouped:
         latents_UD, which = self.maker.encode(examples, bench)
         nearest = (latents_UD.cpu() @ torch.tensor(self.centres).T).argmax(-1).tolist()
         chosen = [self.members[nearest[i]] for i in which]
-        return [Conditioning(member.prompt, member.adapter, member.plan) for member in chosen]
+        return [Conditioning(m.prompt, m.adapter, m.plan, m.verifier) for m in chosen]
 
 
 def group(tuned: MetaTuned, examples: Sequence[Example], latents_BD: Tensor, groups: int, bench: Bench) -> Grouped:
@@ -216,5 +216,5 @@ def group(tuned: MetaTuned, examples: Sequence[Example], latents_BD: Tensor, gro
     nearest = [examples[i] for i in (centre @ latents_BD.T).argmax(-1).tolist()]
     adapters = tuned.adapters_at(centre.to(tuned.generator.model.device))
     prompts = tuned.greedy_prompts(nearest, bench)
-    members = tuple(Fixed(p, a, tuned.plan) for p, a in zip(prompts, adapters, strict=True))
+    members = tuple(Fixed(p, a, tuned.plan, tuned.verifier) for p, a in zip(prompts, adapters, strict=True))
     return Grouped(tuned, members, centre.tolist(), [int((labels == i).sum()) for i in kept])

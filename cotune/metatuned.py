@@ -37,7 +37,9 @@ from cotune.values import (
     InferencePlan,
     Prompt,
     Tuned,
+    Verifier,
 )
+from cotune.verifier import loaded_verifier
 
 Branch = Literal["per-example", "fixed", "off"]
 _WEIGHTS = "metatuner.safetensors"
@@ -69,6 +71,7 @@ class MetaTuned(Tuned):
     settings: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, int]]
     plan: InferencePlan = GREEDY
+    verifier: Verifier | None = None
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
@@ -95,10 +98,10 @@ class MetaTuned(Tuned):
         self._check_actor(bench)
         prompts = self.greedy_prompts(examples, bench)
         adapters = self.adapters(examples, bench)
-        return [Conditioning(p, a, self.plan) for p, a in zip(prompts, adapters, strict=True)]
+        return [Conditioning(p, a, self.plan, self.verifier) for p, a in zip(prompts, adapters, strict=True)]
 
-    def under(self, plan: InferencePlan) -> MetaTuned:
-        other = replace(self, plan=plan)
+    def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> MetaTuned:
+        other = replace(self, plan=plan, verifier=verifier)
         other._engines.extend(self._engines)
         return other
 
@@ -212,8 +215,10 @@ class MetaTuned(Tuned):
             )
 
     def save(self, folder: Path) -> None:
-        """`metatuner.safetensors` with phi_s, phi_p and phi_q, and `tuned.json` with what they mean."""
+        """`metatuner.safetensors` with phi_s, phi_p and phi_q, and `tuned.json` with what they mean; a verifier."""
         folder.mkdir(parents=True, exist_ok=True)
+        if self.verifier:
+            self.verifier.save(folder)
         save_file({name: p.detach().cpu().contiguous() for name, p in self.tuner.parameters.items()}, folder / _WEIGHTS)
         content = {
             "kind": "metatuner",
@@ -258,7 +263,8 @@ class MetaTuned(Tuned):
             tuned.tuner.load(tensors)
         except (FileNotFoundError, SafetensorError, KeyError, RuntimeError) as error:
             raise UsageError(f"{folder / _WEIGHTS} is missing or damaged ({error}); run the tuning again.") from None
-        return replace(tuned, plan=loaded_plan(content))
+        plan = loaded_plan(content)
+        return tuned.under(plan, loaded_verifier(folder, plan))
 
 
 def usable(completion: Completion) -> str | None:

@@ -24,10 +24,12 @@ from cotune.experiment import (
     measured_examples,
     pairing,
     seed_prompt,
+    verified,
 )
 from cotune.ledger import forward_flops, training_flops
 from cotune.models.base import BaseModel, outline
 from cotune.revision import KEPT, revision_messages
+from cotune.scorers import VERIFIER
 from cotune.strategies.base import Strategy, Work, Workload
 from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
@@ -50,17 +52,22 @@ def plan(config: RunConfig) -> dict[str, Any]:
     data = dataset(config, task)
     sampling, load = decoding(config, task), _workload(config, task, data, outlined)
     test = len(measured_examples(config, data))
-    tuning = _cost(strategy.plan(load), outlined.parameters_count)
+    tuning = _cost(_tuning(config, strategy, load), outlined.parameters_count)
     limits = config.budget.model_dump(include={"tokens", "flops"}, exclude_none=True)
     twice = min(test, _answered_twice(config))
-    measuring = replace(load, limit=sampling.max_new_tokens, samples=_deployed(config, strategy, load))
+    measuring = replace(
+        load,
+        limit=sampling.max_new_tokens,
+        samples=_deployed(config, strategy, load),
+        verified=verified(config, strategy),
+    )
     asked = [
         load.samples if "plan" in strategy.levers and "plan" not in tuned else measuring.samples
         for tuned in cells.cells(sorted(strategy.levers))
     ]  # completions that a question takes in each cell
     answers = test * (sum(asked) if is_crossed(config, strategy) else measuring.samples)
     measured = [
-        Work.generation(f"measure on {config.measured}", answers, load.question + load.revising, measuring.limit),
+        replace(measuring, samples=1).answers(f"measure on {config.measured}", answers, load.question),
         *([measuring.answers("noise", twice, load.question)] if twice else []),
     ]
     return {
@@ -86,7 +93,12 @@ def tuning_tokens(config: RunConfig) -> Callable[[RunConfig], int]:
     """
     task = make_task(config.task)
     load = _workload(config, task, dataset(config, task), _answering(config))
-    return lambda other: sum(w.forward_tokens + w.trained_tokens for w in make_strategy(other).plan(load))
+    return lambda other: sum(w.forward_tokens + w.trained_tokens for w in _tuning(other, make_strategy(other), load))
+
+
+def _tuning(config: RunConfig, strategy: Strategy, load: Workload) -> list[Work]:
+    """The verifier of the run's plan, if it ranks by one, and the strategy's own work."""
+    return [*([load.verifier(config.verifier, load.question)] if load.verified else []), *strategy.plan(load)]
 
 
 def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel) -> Workload:
@@ -105,7 +117,8 @@ def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel)
         asked_again = mean_tokens([outlined.render(revision_messages(chat, [""])) for chat in chats]) - question
         seen = sum(min(place, KEPT) for place in range(length))  # by all attempts of a chain
         revising = math.ceil(seen * (max(limit, decoding(config, task).max_new_tokens) + asked_again) / length)
-    return Workload(len(data.train), len(data.val), question, reference, limit, start.plan.samples, revising)
+    samples, reads = start.plan.samples, start.plan.scorer == VERIFIER
+    return Workload(len(data.train), len(data.val), question, reference, limit, samples, revising, reads)
 
 
 def _deployed(config: RunConfig, strategy: Strategy, load: Workload) -> int:

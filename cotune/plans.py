@@ -25,9 +25,9 @@ from cotune.aggregation import (
 )
 from cotune.engines.base import Sampling
 from cotune.errors import UsageError
-from cotune.scorers import scorer
+from cotune.scorers import VERIFIER, scorer
 from cotune.tasks.base import Task
-from cotune.values import GREEDY, Completion, Example, Grade, InferencePlan, Samples
+from cotune.values import GREEDY, Completion, Example, Grade, InferencePlan, Samples, Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +116,23 @@ def choose(plan: InferencePlan, votes: Sequence[Answer], scores: Sequence[float 
     return hierarchical([votes[i : i + plan.chain] for i in starts], [known[i : i + plan.chain] for i in starts])
 
 
-def scored(plan: InferencePlan, prompt: str, completions: Sequence[Completion]) -> tuple[float | None, ...]:
+def scored(
+    plan: InferencePlan,
+    prompt: str,
+    completions: Sequence[Completion],
+    verifier: Verifier | None = None,
+    bench: Any = None,
+) -> tuple[float | None, ...]:
     """What the plan's scorer gives each completion; empty where the plan has none, or it reads votes alone.
 
     A scorer that raises, or gives what is no number of at least 0, has no score for the completion: one of them must
-    not cost the run. Raises UsageError when it gives another number of scores than there are completions.
+    not cost the run. `bench` pays for a verifier. Raises UsageError when a scorer gives another number of scores than
+    there are completions, and for a plan that wants a verifier where there is none; BudgetExhausted.
     """
+    if plan.scorer == VERIFIER:
+        if verifier is None:
+            raise UsageError("The plan's scorer is a verifier and none was trained. Give plan.scorer another.")
+        return tuple(verifier.score(prompt, completions, bench))
     reads = scorer(plan.scorer) if plan.scorer is not None else None
     if reads is None:
         return ()

@@ -32,7 +32,7 @@ from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.plans import block_scores, check
 from cotune.tasks.base import Task
-from cotune.values import Conditioning, Example, InferencePlan, Tuned
+from cotune.values import Conditioning, Example, InferencePlan, Tuned, Verifier
 
 PER_TOKENS = 1000  # `cost_weight` is the price of so many
 
@@ -70,7 +70,8 @@ def plan_of(c: InferenceConfig, n: int) -> InferencePlan:
 
 
 class Pulls:
-    """A `bandits.base.Environment` of `candidates` x {1..samples}, with one context.
+    """A `bandits.base.Environment` of `candidates` x {1..samples}, with one context. `verifier` ranks for a scorer of
+    that name.
 
     `observed` and `behind` [P, N] are the sums and numbers of blocks of everything that was pulled, which is what is
     left to choose by when the ledger's budget ends a learner early. There are no true values.
@@ -86,10 +87,11 @@ class Pulls:
         examples: Sequence[Example],
         sampling: Sampling,
         bench: Bench,
+        verifier: Verifier | None = None,
     ) -> None:
         self.candidates, self.settings, self.examples = candidates, settings, tuple(examples)
         self.prompts, self.n_max, self.queries = len(candidates), settings.samples, len(examples)
-        self._task, self._sampling, self._bench = task, sampling, bench
+        self._task, self._sampling, self._bench, self._verifier = task, sampling, bench, verifier
         self._position = [0] * self.prompts
         self._orders: list[list[int]] = []
         self._made: dict[tuple[int, int], Conditioning] = {}
@@ -142,7 +144,7 @@ class Pulls:
         """Sums of the utility over all blocks of 1..n samples of these queries, [n]."""
         plan = plan_of(self.settings, n)
         examples = [self.examples[i] for i in chosen]
-        conditionings = [replace(c, plan=plan) for c in self._conditionings(prompt, chosen)]
+        conditionings = [replace(c, plan=plan, verifier=self._verifier) for c in self._conditionings(prompt, chosen)]
         sampling = replace(self._sampling, seed=self._bench.seed_for("pass", number))
         done = evaluate(self._task, examples, conditionings, sampling, self._bench)
         drawn = [(s, w) for s, w in zip(done.samples, done.worth, strict=True) if s is not None and w is not None]

@@ -1,8 +1,8 @@
 """What ranks the completions of one question for best-of-N: the table of scorers, imported on demand, and one of them.
 
 A scorer sees the rendered prompt and completions, never the reference. Another package adds one by an entry point in
-the group `cotune.scorers`. Self-consistency is no class here: it reads votes alone, of whatever part of a draw is at
-hand (`aggregation.self_consistency`).
+the group `cotune.scorers`. Two are no classes here: self-consistency reads votes alone, of whatever part of a draw is
+at hand (`aggregation.self_consistency`), and a verifier belongs to what was tuned (`Conditioning.verifier`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cotune.plugins import names, nearest, resolve
 from cotune.values import Completion
 
 SELF_CONSISTENCY = "self-consistency"
+VERIFIER = "verifier"
 SCORERS = {"log-probability": "cotune.scorers:LogProbability"}
 
 
@@ -46,10 +47,11 @@ class LogProbability:
 
 @cache  # one may hold a model
 def scorer(name: str) -> Scorer | None:
-    """The scorer of that name, made once; None for self-consistency. Raises UsageError with the nearest names."""
-    if name == SELF_CONSISTENCY:
+    """The scorer of that name, made once; None for self-consistency and a verifier. Raises UsageError with the nearest
+    names."""
+    if name in (SELF_CONSISTENCY, VERIFIER):
         return None
-    known = {*names("scorers", SCORERS), SELF_CONSISTENCY}
+    known = {*names("scorers", SCORERS), SELF_CONSISTENCY, VERIFIER}
     if name not in known:
         raise UsageError(f"There is no scorer {name!r}{nearest(name, known)}")
     made: Scorer = resolve("scorers", SCORERS, name)()

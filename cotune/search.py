@@ -15,7 +15,7 @@ from cotune.bench import Bench
 from cotune.engines.base import Sampling
 from cotune.evaluate import evaluate
 from cotune.tasks.base import Task
-from cotune.values import GREEDY, Adapter, Conditioning, Example, InferencePlan, Prompt
+from cotune.values import GREEDY, Adapter, Conditioning, Example, InferencePlan, Prompt, Verifier
 
 # A candidate is dropped when the mean of its paired differences to the best prompt is below 0 by this many standard
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
@@ -70,11 +70,13 @@ class Board:
         sampling: Sampling,
         bench: Bench,
         plan: InferencePlan = GREEDY,
+        verifier: Verifier | None = None,
     ) -> None:
         self.examples = tuple(examples)
         self._task = task
         self._adapter = adapter
         self._plan = plan
+        self._verifier = verifier
         self._sampling = sampling
         self._bench = bench
         self._scores: dict[str, list[float]] = {}
@@ -84,7 +86,7 @@ class Board:
         missing = [(p, e) for p in prompts for e in self.examples[len(self.scores(p)) : n]]
         if not missing:
             return
-        conditionings = [Conditioning(p, self._adapter, self._plan) for p, _ in missing]
+        conditionings = [Conditioning(p, self._adapter, self._plan, self._verifier) for p, _ in missing]
         done = evaluate(self._task, [e for _, e in missing], conditionings, self._sampling, self._bench, "search")
         for (prompt, _), grade in zip(missing, done.grades, strict=True):
             self._scores.setdefault(prompt.digest, []).append(grade.score)

@@ -112,6 +112,20 @@ class Adapter(Protocol):
     def digest(self) -> str: ...
 
 
+class Verifier(Protocol):
+    """Says how likely a completion is right, without the reference; trained for one base model (see verifier.py)."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def score(self, prompt: str, completions: Sequence[Completion], bench: Any) -> list[float | None]:
+        """A chance in [0, 1] for each completion of a rendered prompt, None where it cannot say. `bench` has the model
+        that reads, and pays."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder that is there (safetensors and JSON only)."""
+
+
 Aggregation = Literal["greedy", "majority", "best-of", "weighted-best-of"]
 
 
@@ -138,11 +152,15 @@ GREEDY = InferencePlan()
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Which prompt, which adapter and which inference plan answer one example."""
+    """Which prompt, which adapter and which inference plan answer one example.
+
+    `verifier` is what the plan's scorer "verifier" ranks by; None under any other scorer.
+    """
 
     prompt: Prompt
     adapter: Adapter | None = None
     plan: InferencePlan = GREEDY
+    verifier: Verifier | None = None
 
 
 class Tuned(ABC):
@@ -161,8 +179,8 @@ class Tuned(ABC):
         """Write everything needed to load this again (safetensors and JSON only)."""
 
     @abstractmethod
-    def under(self, plan: InferencePlan) -> Tuned:
-        """The same prompts and adapters under another inference plan."""
+    def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> Tuned:
+        """The same prompts and adapters under another inference plan, and the verifier that it ranks by if it does."""
 
     def sizes(self) -> Mapping[str, Mapping[str, int]]:
         """Parameters, `trained` and in `total`, of each part that generates per example; empty where none does."""

@@ -42,6 +42,7 @@ RANK = {
     "bench": 6,
     "chains": 6.5,
     "evaluate": 7,
+    "verifier": 7,
     "noise": 8,
     "canary": 8,
     "pulls": 8,

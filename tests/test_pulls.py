@@ -15,7 +15,7 @@ from toy import Sums, bench, example, instruction_of, of_kind, question_of
 from cotune.aggregation import majority_accuracy
 from cotune.bandits.base import Arm
 from cotune.bench import Bench
-from cotune.config import InferenceConfig, resolve
+from cotune.config import InferenceConfig, VerifierConfig, resolve
 from cotune.engines.base import Request, Sampling, stream_seed
 from cotune.engines.fake import FakeEngine
 from cotune.errors import UsageError
@@ -25,7 +25,7 @@ from cotune.pulls import Pulls, learner, plan_of
 from cotune.strategies.base import Fixed, Problem, Work, Workload
 from cotune.strategies.inference_aware import InferenceAware
 from cotune.strategies.plan_only import PlanOnly
-from cotune.values import GREEDY, Completion, Conditioning, Event, Example, InferencePlan, Prompt, Tuned
+from cotune.values import GREEDY, Completion, Conditioning, Event, Example, InferencePlan, Prompt, Tuned, Verifier
 
 EXAMPLES = [example(i) for i in range(4)]
 SAMPLING = Sampling(16)
@@ -117,7 +117,7 @@ class Counting(Tuned):
         self.asked += [e.id for e in examples]
         return [Conditioning(Prompt(f"for {e.id}")) for e in examples]
 
-    def under(self, plan: InferencePlan) -> Tuned:
+    def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> Tuned:
         return self
 
     def save(self, folder: Path) -> None: ...
@@ -148,7 +148,7 @@ class Scripted:
 
 def tune(base: BaseModel, at: Bench, given: InferenceConfig, *candidates: Tuned) -> Tuned:
     problem = Problem(Sums(), tuple(EXAMPLES), (), base, base, SAMPLING)
-    made = InferenceAware(Scripted(candidates), given, learner(given, given.prompts))
+    made = InferenceAware(Scripted(candidates), given, learner(given, given.prompts), VerifierConfig())
     return made.tune(STEEP, problem, at)
 
 
@@ -176,7 +176,7 @@ def test_what_samples_cost_decides_how_many(random_base: BaseModel) -> None:
     for weight in (0.0, 40.0):  # 40 a thousand tokens is 0.2 for a completion of 5
         given = settings(cost_weight=weight, prompts=1, completions=3000)
         at = bench(random_base, Chancy(worked_example))
-        found = PlanOnly(given, learner(given, 1)).tune(FLAT, problem, at)
+        found = PlanOnly(given, learner(given, 1), VerifierConfig()).tune(FLAT, problem, at)
         assert isinstance(found, Fixed)
         assert found.prompt == FLAT.prompt
         chosen.append(found.plan.samples)

@@ -108,14 +108,8 @@ class Material:
         return self.bench.generate(requests, self.sampling(*seed), label="rollouts")
 
     def score(self, example: Example, completion: Completion) -> float:
-        """The task's score, which is the reward. Raises CotuneError outside [0, 1]: the task breaks its promise."""
-        score = self.task.grade(example, completion.text, completion.truncated).score
-        if not 0 <= score <= 1:
-            raise CotuneError(
-                f"The task {self.task.name} gave example {example.id} the score {score}; rewards must lie in [0, 1]. "
-                "Mend the task's grade."
-            )
-        return score
+        """The task's score, which is the reward. Raises CotuneError like `graded`."""
+        return graded(self.task, example, completion)
 
     @contextmanager
     def reading(self, rows: Sequence[TokenRow]) -> Iterator[None]:
@@ -131,6 +125,17 @@ class Material:
         """log p of each completion token before training: one [C] per row, of its own length."""
         with self.reading(rows), self.policy.reference() as model:
             return per_token(model, rows, self.config.micro_batch_size)
+
+
+def graded(task: Task, example: Example, completion: Completion) -> float:
+    """The task's score. Raises CotuneError outside [0, 1]: the task breaks its promise."""
+    score = task.grade(example, completion.text, completion.truncated).score
+    if not 0 <= score <= 1:
+        raise CotuneError(
+            f"The task {task.name} gave example {example.id} the score {score}; rewards must lie in [0, 1]. "
+            "Mend the task's grade."
+        )
+    return score
 
 
 def per_token(model: nn.Module, rows: Sequence[TokenRow], micro_batch_size: int) -> list[Tensor]:

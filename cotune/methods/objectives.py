@@ -25,6 +25,14 @@ def dpo(right_B: Tensor, wrong_B: Tensor, reference_right_B: Tensor, reference_w
     return -functional.logsigmoid(beta * ((right_B - reference_right_B) - (wrong_B - reference_wrong_B)))
 
 
+def soft_cross_entropy(logits_B: Tensor, scores_B: Tensor) -> Tensor:
+    """loss_B of a verifier (Snell et al. 2024; sheet 03).
+
+    -(s log p + (1 - s) log(1 - p)) with p = sigmoid(logit) and the soft target s in [0, 1].
+    """
+    return functional.binary_cross_entropy_with_logits(logits_B, scores_B, reduction="none")
+
+
 def kto(policy_B: Tensor, reference_B: Tensor, is_right_B: Tensor, kl: Tensor | float, beta: float) -> Tensor:
     """loss_B of Kahneman-Tversky Optimization (Ethayarajh et al. 2024, eq. 7), before its weights lambda_D, lambda_U.
 

@@ -9,7 +9,8 @@ completion, D width of the model, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ def completion_states(model: nn.Module, contexts: Ids, completions: Ids) -> tupl
 
     States carry no gradient, and are 0 behind a completion's end.
     """
+    with _read_by_the_head(model) as seen:
+        nll_BP, first_B = _token_nll(model, contexts, completions)
+    return -_aligned(nll_BP, first_B, completions), _aligned(seen[0], first_B, completions)
+
+
+def end_states(model: nn.Module, rows: Ids) -> Tensor:
+    """states_BD: what the output head reads behind each row's last token, float32 without gradient. No row is empty."""
+    device = next(model.parameters()).device
+    ends_B = [len(row) - 1 for row in rows]
+    positions_P = sorted(set(ends_B))  # no logits for the rest
+    with _read_by_the_head(model) as seen:
+        keep = torch.tensor(positions_P, device=device)
+        model(input_ids=right_padded(rows, device), use_cache=False, logits_to_keep=keep)
+    return seen[0][range(len(rows)), [positions_P.index(end) for end in ends_B]]
+
+
+@contextmanager
+def _read_by_the_head(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the output head reads in each forward pass inside."""
     seen: list[Tensor] = []
 
     def note(_head: nn.Module, args: tuple[Any, ...]) -> None:
@@ -56,10 +76,9 @@ def completion_states(model: nn.Module, contexts: Ids, completions: Ids) -> tupl
 
     hook = model.get_output_embeddings().register_forward_pre_hook(note)  # type: ignore[operator]
     try:
-        nll_BP, first_B = _token_nll(model, contexts, completions)
+        yield seen
     finally:
         hook.remove()
-    return -_aligned(nll_BP, first_B, completions), _aligned(seen[0], first_B, completions)
 
 
 def _token_nll(

@@ -133,7 +133,7 @@ class Worker:
         plan = conditioning.plan
         if plan == GREEDY or job.drawing is None:
             return conditioning, row, None
-        scores = scored(plan, request.prompt, row)
+        scores = scored(plan, request.prompt, row, conditioning.verifier, self._bench)
         samples = decided(self.opened.task, job.example, plan, row, scores)
         return conditioning, [row[samples.chosen]], samples
 

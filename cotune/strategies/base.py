@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from cotune.bench import Bench
-from cotune.config import RunConfig
+from cotune.config import InferenceConfig, RunConfig, VerifierConfig
 from cotune.engines.base import Sampling
 from cotune.errors import CotuneError
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors
 from cotune.plans import loaded_plan, saved_plan
+from cotune.scorers import VERIFIER
 from cotune.tasks.base import Task
-from cotune.values import GREEDY, Conditioning, Demonstration, Example, InferencePlan, Prompt, Tuned
+from cotune.values import GREEDY, Conditioning, Demonstration, Example, InferencePlan, Prompt, Tuned, Verifier
+from cotune.verifier import loaded_verifier
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Workload:
 
     `question` is a rendered question under the seed prompt, `reference` a reference completion, `limit` the longest
     completion that decoding allows. `samples` is how many completions the inference plan takes to answer a question,
-    `revising` what one of them reads of earlier attempts at most, on average.
+    `revising` what one of them reads of earlier attempts at most, on average, `verified` whether a verifier reads each.
     """
 
     train: int
@@ -55,10 +57,22 @@ class Workload:
     limit: int
     samples: int = 1
     revising: int = 0
+    verified: bool = False
 
     def answers(self, what: str, questions: int, prompt: int) -> Work:
         """So many questions answered under the inference plan; at most, each sample reads its prompt."""
-        return Work.generation(what, questions * self.samples, prompt + self.revising, self.limit)
+        work = Work.generation(what, questions * self.samples, prompt + self.revising, self.limit)
+        return work.read_again() if self.verified else work
+
+    def verifier(self, c: VerifierConfig, prompt: int) -> Work:
+        """A verifier trained on completions of prompts of that length."""
+        sampled = min(c.examples, self.train) * c.samples
+        return Work.generation("completions for the verifier", sampled, prompt, self.limit).read_again()
+
+    def pulling(self, c: InferenceConfig, verifier: VerifierConfig, prompt: int) -> list[Work]:
+        """Arms pulled, and before them the verifier that they are ranked by if there is one."""
+        pulls = Work.generation("pull arms", c.completions, prompt, self.limit)
+        return [self.verifier(verifier, prompt), pulls.read_again()] if c.scorer == VERIFIER else [pulls]
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,10 @@ class Work:
     @classmethod
     def generation(cls, what: str, calls: int, prompt: int, limit: int) -> Work:
         return cls(what, calls, calls * (prompt + limit))
+
+    def read_again(self) -> Work:
+        """With a verifier that reads every prompt and completion."""
+        return replace(self, forward_tokens=2 * self.forward_tokens)
 
 
 class Strategy(Protocol):
@@ -112,21 +130,25 @@ class Explorer(Protocol):
 
 @dataclass(frozen=True)
 class Fixed(Tuned):
-    """One prompt, at most one static adapter and one inference plan for every example."""
+    """One prompt, at most one static adapter and one inference plan (with its verifier) for every example."""
 
     prompt: Prompt
     adapter: LoraFactors | None = None
     plan: InferencePlan = GREEDY
+    verifier: Verifier | None = None
 
     def condition(self, examples: Sequence[Example], bench: Any) -> list[Conditioning]:
-        return [Conditioning(self.prompt, self.adapter, self.plan)] * len(examples)
+        return [Conditioning(self.prompt, self.adapter, self.plan, self.verifier)] * len(examples)
 
-    def under(self, plan: InferencePlan) -> Fixed:
-        return replace(self, plan=plan)
+    def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> Fixed:
+        return replace(self, plan=plan, verifier=verifier)
 
     def save(self, folder: Path) -> None:
-        """`tuned.json` with the prompt and a plan that is not greedy; an adapter in PEFT format in `adapter/`."""
+        """`tuned.json` with the prompt and a plan that is not greedy; an adapter in PEFT format in `adapter/`, a
+        verifier in `verifier.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
+        if self.verifier:
+            self.verifier.save(folder)
         if self.adapter:
             self.adapter.save(folder / "adapter")
         content = {"kind": "fixed", "prompt": asdict(self.prompt), "adapter": self.adapter is not None}
@@ -137,7 +159,8 @@ class Fixed(Tuned):
     def load(cls, folder: Path, content: Mapping[str, Any]) -> Fixed:
         demos = tuple(Demonstration(**d) for d in content["prompt"]["demonstrations"])
         prompt = Prompt(content["prompt"]["instruction"], demos)
-        return cls(prompt, LoraFactors.load(folder / "adapter") if content["adapter"] else None, loaded_plan(content))
+        adapter, plan = LoraFactors.load(folder / "adapter") if content["adapter"] else None, loaded_plan(content)
+        return cls(prompt, adapter, plan, loaded_verifier(folder, plan))
 
 
 def fixed(start: Tuned, strategy: str) -> Fixed:

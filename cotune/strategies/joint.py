@@ -104,7 +104,7 @@ class Joint:
                 f"With joint.prompt_signal = 'gumbel' {problem.base.name} reads the token distribution of "
                 f"{problem.generator.name}, so both need one vocabulary. Give a --generator of the same family."
             )
-        tuned = replace(self._untrained(begin.prompt, problem, bench), plan=begin.plan)
+        tuned = self._untrained(begin.prompt, problem, bench).under(begin.plan, begin.verifier)
         teacher = replace(self.teacher, max_new_tokens=problem.sampling.max_new_tokens, seed=bench.seed_for("teacher"))
         val = problem.val[: self.choice_examples]
         run = _Run(self.settings, teacher, tuned, problem, val, bench, self.gradient_checkpointing)

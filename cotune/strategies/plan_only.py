@@ -11,8 +11,10 @@ from typing import ClassVar, Self
 
 from cotune.bandits.base import Learner
 from cotune.bench import Bench
-from cotune.config import InferenceConfig, RunConfig
-from cotune.pulls import Pulls, best_arm, learner
+from cotune.config import InferenceConfig, RunConfig, VerifierConfig
+from cotune.errors import BudgetExhausted
+from cotune.methods.verifier import verifier_for
+from cotune.pulls import Pulls, best_arm, learner, plan_of
 from cotune.strategies.base import Problem, Work, Workload
 from cotune.values import Tuned
 
@@ -23,16 +25,27 @@ class PlanOnly:
 
     settings: InferenceConfig
     learner: Learner
+    verifier: VerifierConfig
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        return cls(config.inference, learner(config.inference, prompts=1))
+        return cls(config.inference, learner(config.inference, prompts=1), config.verifier)
 
     def plan(self, load: Workload) -> list[Work]:
-        return [Work.generation("pull arms", self.settings.completions, load.question, load.limit)]
+        return load.pulling(self.settings, self.verifier, load.question)
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
-        """`start` under the N that is worth most on train; with an exhausted budget, of those that were tried."""
-        pulls = Pulls([start], self.settings, problem.task, problem.train, problem.sampling, bench)
+        """`start` under the N that is worth most on train; with an exhausted budget, of those that were tried.
+
+        A plan that ranks by a verifier has it trained first, on what `start` answers.
+        """
+        task, train, sampling = problem.task, problem.train, problem.sampling
+        largest, limit = plan_of(self.settings, self.settings.samples), sampling.max_new_tokens
+        try:
+            verifier = verifier_for(largest, [start], self.verifier, task, train, limit, bench)
+        except BudgetExhausted as stop:
+            bench.emit("budget", where="verifier", message=str(stop))
+            return start
+        pulls = Pulls([start], self.settings, task, train, sampling, bench, verifier)
         found = best_arm(pulls, self.learner, [{}], bench)
-        return start.under(found.plan) if found else start
+        return start.under(found.plan, verifier) if found else start

@@ -95,7 +95,7 @@ class PromptOnly:
             special_tokens=problem.base.special_tokens,
             fits=_fits(problem, [*driving, *teaching, *choosing], bench),
         )
-        board = Board(problem.task, driving, begin.adapter, problem.sampling, bench, begin.plan)
+        board = Board(problem.task, driving, begin.adapter, problem.sampling, bench, begin.plan, begin.verifier)
         search = PromptSearch(begin.prompt, board, banned.reject, bench, minibatch=self.minibatch, racing=self.racing)
         return Ground(search, problem.task, tuple(teaching), begin, problem.sampling, problem.generator, bench)
 

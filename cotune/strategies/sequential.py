@@ -14,6 +14,7 @@ from cotune.bench import Bench
 from cotune.config import RunConfig
 from cotune.evaluate import evaluate
 from cotune.plugins import resolve
+from cotune.scorers import VERIFIER
 from cotune.strategies import STRATEGIES
 from cotune.strategies.base import Problem, Strategy, Work, Workload, fixed
 from cotune.values import Tuned
@@ -25,7 +26,7 @@ KINDS = {"p": "prompt-only", "w": "lora-only", "i": "plan-only", "j": "joint"}
 class Sequential:
     """`kinds` in order, each tuned by its strategy. `choice_examples` val examples report every stage.
 
-    `samples` is the largest N that a stage i can choose.
+    `samples` is the largest N that a stage i can choose, `verified` whether a verifier ranks its samples.
     """
 
     kinds: Sequence[str]
@@ -33,6 +34,7 @@ class Sequential:
     restart: bool
     choice_examples: int
     samples: int = 1
+    verified: bool = False
 
     @property
     def levers(self) -> frozenset[str]:
@@ -43,13 +45,15 @@ class Sequential:
         kinds = config.sequential.stages.split(",")
         stages = {kind: resolve("strategies", STRATEGIES, KINDS[kind]).from_config(config) for kind in sorted({*kinds})}
         samples = config.inference.samples if "i" in kinds else 1
-        return cls(kinds, stages, config.sequential.restart, config.prompt.choice_examples, samples)
+        verified = "i" in kinds and config.inference.scorer == VERIFIER
+        return cls(kinds, stages, config.sequential.restart, config.prompt.choice_examples, samples, verified)
 
     def plan(self, load: Workload) -> list[Work]:
         works = []
         for i, kind in enumerate(self.kinds):
             works += [replace(work, what=f"{i}-{kind}: {work.what}") for work in self.stages[kind].plan(load)]
-            load = replace(load, samples=max(load.samples, self.samples)) if kind == "i" else load
+            if kind == "i":
+                load = replace(load, samples=max(load.samples, self.samples), verified=load.verified or self.verified)
         return works
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:

@@ -17,7 +17,7 @@ from cotune.models.base import BaseModel, load
 from cotune.models.lora import LoraFactors
 from cotune.strategies.base import Fixed
 from cotune.strategies.prompt_only import PromptOnly
-from cotune.values import Conditioning, Event, InferencePlan, Prompt, Tuned
+from cotune.values import Conditioning, Event, InferencePlan, Prompt, Tuned, Verifier
 
 START = Fixed(Prompt("Add the numbers."))
 SMALL: dict[str, Any] = {
@@ -184,7 +184,7 @@ def test_a_start_made_per_example_is_refused(base: BaseModel) -> None:
         def condition(self, examples: Any, bench: Any) -> list[Conditioning]:
             return [Conditioning(Prompt(e.id)) for e in examples]
 
-        def under(self, plan: InferencePlan) -> Tuned:
+        def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> Tuned:
             return self
 
         def save(self, folder: Path) -> None: ...

@@ -186,7 +186,7 @@ class Bpo:
         }
         start, actor = ground.search.start, ground.bench.base.digest
         made = MetaTuned.create(ground.task, start, branches, ground.generator, actor, settings, {})
-        return made.under(ground.start.plan)
+        return made.under(ground.start.plan, ground.start.verifier)
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,9 @@ class _Learner:
         texts = [self._policy.text(tokens_T) for tokens_T in written.tokens_BT]
         self._book_writing(s.samples, time.perf_counter() - began)
         distinct = list(dict.fromkeys(texts))
+        start = ground.start
         conditionings = [
-            Conditioning(self._prompt(text), ground.start.adapter, ground.start.plan)
+            Conditioning(self._prompt(text), start.adapter, start.plan, start.verifier)
             for text in distinct
             for _ in examples
         ]
