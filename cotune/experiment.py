@@ -323,8 +323,8 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
 
 
 def with_verifier(config: RunConfig, start: Fixed, problem: Problem, bench: Bench) -> Fixed:
-    """`start` with the verifier that its plan ranks by, trained on what it answers: one for all of the run, whatever the
-    strategy. `start` itself under any other plan.
+    """`start` with the verifier that its plan ranks by, trained on what it answers: one for all of the run,
+    whatever the strategy. `start` itself under any other plan.
 
     Raises CotuneError when the budget does not pay for it: the plan cannot be carried out without.
     """

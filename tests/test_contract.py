@@ -60,6 +60,7 @@ SMALL: dict[str, Any] = {
         "micro_batch_size": 4,
         "checkpoint_every": 1,
     },
+    "verifier": {"examples": 6, "samples": 4, "epochs": 2, "batch_size": 4, "held_out": 0.2},
     "inference": {"samples": 2, "prompts": 3, "completions": 24, "aggregation": "best-of", "temperature": 1.5},
     "joint": {
         "share": 0.5,
@@ -137,8 +138,9 @@ def base(random_model_dir: Path) -> BaseModel:
     return load(str(random_model_dir), device="cpu", dtype="float32")
 
 
-# Every strategy, and the methods of weights that sample while they train.
-STRATEGY_NAMES = [*sorted(names("strategies", STRATEGIES)), "lora-only/grpo", "lora-only/ppo"]
+# Every strategy, the methods of weights that sample while they train, and plans that rank by a verifier.
+VERIFIED = ["plan-only/verifier", "inference-aware/verifier"]
+STRATEGY_NAMES = [*sorted(names("strategies", STRATEGIES)), "lora-only/grpo", "lora-only/ppo", *VERIFIED]
 METHOD_NAMES = [f"prompt-only/{m}" for m in sorted(names("prompt_methods", METHODS)) if m != "opro+bootstrap"]
 
 
@@ -148,6 +150,9 @@ def config(request: pytest.FixtureRequest, random_model_dir: Path, monkeypatch: 
     layer: dict[str, Any] = {"strategy": strategy, "model": str(random_model_dir), "seed": 3}
     if method and strategy == "prompt-only":
         layer["prompt"] = {"method": method} | ({"proposer": "self"} if method == "bpo" else {})  # it needs a writer
+    elif method == "verifier":
+        layer["inference"] = {"scorer": "verifier"}
+        monkeypatch.setattr(type(make_task("micro-gsm8k")), "grade", by_chance)
     elif method:
         layer["weights"] = {"method": method, "samples": 2, "updates": 2, "batch_size": 6, "epochs": 1}
         monkeypatch.setattr(type(make_task("micro-gsm8k")), "grade", by_chance)
@@ -176,8 +181,10 @@ def saved(tuned: Tuned, folder: Path) -> dict[str, bytes]:
 
 
 def same(left: Sequence[Conditioning], right: Sequence[Conditioning]) -> bool:
-    def key(c: Conditioning) -> tuple[str, str | None, InferencePlan]:
-        return c.prompt.digest, c.adapter.digest if c.adapter else None, c.plan
+    def key(c: Conditioning) -> tuple[str, str | None, InferencePlan, str | None]:
+        parts = (c.adapter, c.verifier)
+        adapter, verifier = (part.digest if part else None for part in parts)
+        return c.prompt.digest, adapter, c.plan, verifier
 
     return [key(c) for c in left] == [key(c) for c in right]
 

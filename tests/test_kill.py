@@ -52,6 +52,12 @@ samples = 2
 updates = 2
 checkpoint_every = 2
 
+[verifier]
+examples = 8
+samples = 4
+epochs = 3
+batch_size = 8
+
 [joint]
 rank = 2
 width = 16
@@ -63,15 +69,17 @@ epochs = 1
 max_prompt_tokens = 24
 checkpoint_every = 2
 """
-RESULTS = ("predictions.jsonl", "crossed.jsonl", "data.json", "tuned/tuned.json")
+RESULTS = ("predictions.jsonl", "crossed.jsonl", "data.json", "tuned/tuned.json", "tuned/verifier.safetensors")
+VERIFIED = ("plan.aggregation=weighted-best-of", "plan.samples=2", "plan.scorer=verifier")
 
 
 def arguments(strategy: str, config: Path, out: Path) -> list[str]:
-    """Of cotune. `strategy` may name the method of its lever: lora-only/ppo."""
+    """Of cotune. `strategy` may name the method of its lever: lora-only/ppo; or the scorer of its plan, a verifier."""
     name, _, method = strategy.partition("/")
     flags = ["--strategy", name, "--config", str(config), "--out", str(out), "--name", "run", "--quiet"]
     section = "prompt" if name == "prompt-only" else "weights"
-    flags += ["--set", f"{section}.method={method}"] if method else []
+    settings = VERIFIED if method == "verifier" else [f"{section}.method={method}"] if method else []
+    flags += [part for setting in settings for part in ("--set", setting)]
     return ["run", *flags]
 
 
@@ -89,7 +97,9 @@ PACKAGES = {"prompt-only/mipro": "optuna", "prompt-only/gepa": "gepa"}
 PROMPTS = ["prompt-only", "prompt-only/cfpo", "prompt-only/rlprompt", *PACKAGES]
 
 
-@pytest.mark.parametrize("strategy", ["zero-shot", *PROMPTS, "lora-only", "lora-only/ppo", "sequential", "joint"])
+@pytest.mark.parametrize(
+    "strategy", ["zero-shot", "zero-shot/verifier", *PROMPTS, "lora-only", "lora-only/ppo", "sequential", "joint"]
+)
 def test_a_killed_run_continues_to_the_same_bytes(strategy: str, tmp_path: Path) -> None:
     if strategy in PACKAGES:
         pytest.importorskip(PACKAGES[strategy])
