@@ -2,6 +2,7 @@
 
     bundle.json   model, task, prompt, chat frame and inference plan: all that another tool needs beside the adapter
     tuned.json    adapter/     the prompt and the PEFT adapter (none where no weights were tuned)
+    verifier.safetensors       what ranks samples, where the plan's scorer is a verifier
     generator/    of a joint run: what makes both for each query
     groups-N/     of a joint run, if asked for: a prompt and an adapter for each of N groups of queries
     README.md     SHA256SUMS

@@ -73,3 +73,13 @@ def test_a_signature_is_named(events: list[Event], says: str) -> None:
 )
 def test_what_looks_alike_but_is_none(events: list[Event]) -> None:
     assert warnings(events) == []
+
+
+def test_a_verifier_that_tells_nothing_apart_is_named() -> None:
+    def said(**told: Any) -> list[str]:
+        facts = {"constant": False, "mean_score": 0.3, "held_out": 20, "held_out_auc": 0.8, "held_out_auc_within": None}
+        return warnings([{"kind": "verifier"} | facts | told])
+
+    assert said() == said(held_out_auc=None) == said(held_out=2, held_out_auc=0.2) == []
+    assert "scored 0, so it rates every one alike" in said(constant=True, mean_score=0.0)[0]
+    assert "higher in 44% of the pairs, no more than chance" in said(held_out_auc=0.44)[0]
