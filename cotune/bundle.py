@@ -103,13 +103,25 @@ class Aggregate(Section):
     top_p: float
 
 
+class ByDifficulty(Section):
+    """The first `probe` completions tell a question's ease, by their mean rating by `scorer` or minus their entropy; it
+    is answered as `plans[b]` says, where its ease is below b of the falling `edges` (docs/inference.md)."""
+
+    probe: Positive
+    scorer: str | None
+    edges: tuple[float, ...]
+    plans: tuple[Aggregate, ...]
+
+
 class Plan(Section):
     """The inference plan. Temperature 0 is greedy. `stop_ids` are the tokens that end an answer, `stop` their text.
 
-    `aggregate` is how several completions become one answer; without it an answer is one completion.
+    `aggregate` is how several completions become one answer, `by_difficulty` that for each difficulty; without both an
+    answer is one completion.
     """
 
     aggregate: Aggregate | None = Field(None, exclude_if=lambda value: value is None)
+    by_difficulty: ByDifficulty | None = Field(None, exclude_if=lambda value: value is None)
 
     temperature: float
     top_p: float

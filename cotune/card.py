@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cotune.bundle import Bundle, Model
+from cotune.bundle import Aggregate, Bundle, Model
 from cotune.cells import LEVERS
 from cotune.compare.escape import clean, markdown
 from cotune.compare.stats import Estimate, compare_paired, mean_score
@@ -67,7 +67,7 @@ def _use(bundle: Bundle, adapter: bool, joint: bool) -> list[str]:
         "    cotune predict DIR --input rows.jsonl --output out.jsonl",
         "",
     ]
-    if bundle.plan.aggregate:
+    if bundle.plan.aggregate or bundle.plan.by_difficulty:
         lines += [*_aggregate(bundle), ""]
     if bundle.model.digest is None:
         return [*lines, "Anything else: send the messages of `bundle.json` to the model's own server."]
@@ -83,15 +83,29 @@ def _use(bundle: Bundle, adapter: bool, joint: bool) -> list[str]:
 
 
 def _aggregate(bundle: Bundle) -> list[str]:
-    plan = bundle.plan.aggregate
-    assert plan is not None
+    one, several = bundle.plan.aggregate, bundle.plan.by_difficulty
+    if several:
+        one, by = several.plans[0], "how far they agree"
+        if several.scorer:
+            by = f"their mean {_plain(several.scorer)}"
+        each = ", ".join(f"bin {b + 1} with {_said(plan)}" for b, plan in enumerate(several.plans))
+        what = (
+            f"by difficulty: the first {several.probe} completions of a question put it into a bin by {by}, and of the "
+            f"bins, easiest first, they answer {each}. All are"
+        )
+    else:
+        assert one is not None
+        what = f"with {_said(one)},"
+    return [
+        f"They answer {what} drawn at temperature {one.temperature:g} and top_p {one.top_p:g}. Anything else gives one "
+        "completion, which is not what was measured."
+    ]
+
+
+def _said(plan: Aggregate) -> str:
     by = f" by {_plain(plan.scorer)}" if plan.scorer else ""
     rows = f" in chains of {plan.chain}, each in sight of the latest {KEPT} before it" if plan.chain > 1 else ""
-    return [
-        f"They answer with {plan.aggregation} of {plan.samples} completions{rows}{by}, drawn at temperature "
-        f"{plan.temperature:g} and top_p {plan.top_p:g}. Anything else gives one completion, which is not what was "
-        "measured."
-    ]
+    return f"{plan.aggregation} of {plan.samples} completions{rows}{by}"
 
 
 def ten_lines(bundle: Bundle, adapter: bool) -> str:

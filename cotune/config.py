@@ -489,6 +489,22 @@ class VerifierConfig(Section):
     batch_size: Positive = Field(32, description="completions per optimizer step (ours; paper: 128)")
 
 
+class DifficultyConfig(Section):
+    """A plan for each difficulty, chosen by plan-only and the stage i (Snell et al., sheet 03; docs/inference.md).
+
+    With more than one bin every pull draws `inference.samples`, and the learner has nothing to choose.
+    """
+
+    bins: Positive = Field(1, description="difficulties, each with a plan of its own; 1: one plan for all (paper: 5)")
+    probe: Positive = Field(
+        4, description="first samples, which tell the difficulty and are part of every plan (ours; paper: 2,048 others)"
+    )
+    told_by: Literal["entropy", "rating"] = Field(
+        "entropy",
+        description="of the probe's answers (ours), or their mean rating by inference.scorer (paper: by a verifier)",
+    )
+
+
 class RunConfig(Section):
     """One run: one strategy, one model, one task, one seed."""
 
@@ -530,6 +546,7 @@ class RunConfig(Section):
     joint: JointConfig = JointConfig()
     inference: InferenceConfig = Field(InferenceConfig(), exclude_if=lambda section: section == InferenceConfig())
     verifier: VerifierConfig = Field(VerifierConfig(), exclude_if=lambda section: section == VerifierConfig())
+    difficulty: DifficultyConfig = Field(DifficultyConfig(), exclude_if=lambda section: section == DifficultyConfig())
 
     @field_validator("train_tasks")
     @classmethod
@@ -550,6 +567,26 @@ class RunConfig(Section):
             raise ValueError(
                 "joint generates low-rank factors and no magnitudes; weights.variant = 'dora' is for lora-only and "
                 "sequential"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _difficulty_can_be_told(self) -> Self:
+        given, pulled = self.difficulty, self.inference
+        if given.bins == 1:
+            return self
+        if self.strategy == "inference-aware":
+            raise ValueError("inference-aware has one plan for all; difficulty.bins is for plan-only and the stage i")
+        if pulled.learner != "psst":
+            raise ValueError("with difficulty.bins every pull draws inference.samples; leave inference.learner out")
+        if given.probe > pulled.samples:
+            raise ValueError(f"difficulty.probe = {given.probe} is more than inference.samples = {pulled.samples}")
+        if given.told_by == "entropy" and given.probe == 1:
+            raise ValueError("one answer has no entropy; set difficulty.probe to 2 or more")
+        if given.told_by == "rating" and (pulled.aggregation == "majority" or pulled.scorer == "self-consistency"):
+            raise ValueError(
+                "difficulty.told_by = 'rating' needs samples that are rated one by one; set inference.aggregation = "
+                "'best-of' and no scorer self-consistency"
             )
         return self
 
@@ -717,7 +754,12 @@ def settings(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 
 def filled(dumped: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config with the sections and settings that are left out of it where they are the default."""
-    left_out = {"plan": PlanConfig(), "inference": InferenceConfig(), "verifier": VerifierConfig()}
+    left_out = {
+        "plan": PlanConfig(),
+        "inference": InferenceConfig(),
+        "verifier": VerifierConfig(),
+        "difficulty": DifficultyConfig(),
+    }
     return merged({name: dict(section) for name, section in left_out.items()}, dumped)
 
 

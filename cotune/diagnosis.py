@@ -28,6 +28,7 @@ def warnings(events: Events) -> list[str]:
         _one_branch(events),
         _hollow_loss(events),
         _blind_verifier(events),
+        _one_plan(events),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -131,3 +132,17 @@ def _blind_verifier(events: Events) -> str | None:
             f"more than chance. {more}, or set another scorer."
         )
     return None
+
+
+def _one_plan(events: Events) -> str | None:
+    """Of a choice of plans by difficulty that chose one for all."""
+    policy = _last(events, "policy")
+    if policy is None or policy.get("by_difficulty", True):
+        return None
+    gain = ""
+    if policy["error"] is not None:
+        gain = f" ({policy['gain']:+.3f} of utility, standard error {policy['error']:.3f})"
+    return (
+        f"A plan for each difficulty gains nothing that is sure on the train questions{gain}, so one plan answers all: "
+        f"{policy['samples']} samples."
+    )

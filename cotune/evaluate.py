@@ -6,15 +6,32 @@ for all. It does not know which split the examples are from or why they are scor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cotune.bench import Bench
-from cotune.chains import draw
+from cotune.chains import Chat, draw
 from cotune.engines.base import Request, Sampling
-from cotune.plans import decided, judged, sampling_of, scored
+from cotune.plans import decided, judged, sampling_of, scored, told
 from cotune.tasks.base import Task
-from cotune.values import GREEDY, Completion, Conditioning, Evaluation, Example, Grade, Samples
+from cotune.values import (
+    GREEDY,
+    AnyPlan,
+    Completion,
+    Conditioning,
+    Evaluation,
+    Example,
+    Grade,
+    InferencePlan,
+    PlanByDifficulty,
+    Samples,
+    Told,
+    Verifier,
+)
+
+Answer = Callable[[int, InferencePlan, list[Completion], Told | None], None]
+"""Sees a question's place, the plan that answers it, all of its completions and what a probe has told."""
 
 
 def evaluate(
@@ -36,35 +53,27 @@ def evaluate(
     chats = [task.messages(c.prompt, example) for example, c in zip(examples, conditionings, strict=True)]
     rendered = [bench.base.render(chat) for chat in chats]
     requests = [Request(text, c.adapter) for text, c in zip(rendered, conditionings, strict=True)]
-    of = {plan: (sampling_of(plan, sampling), plan.chain) for plan in dict.fromkeys(c.plan for c in conditionings)}
     grades: dict[int, Grade] = {}
     spoken: dict[int, Completion] = {}
     drawn: dict[int, tuple[Samples, dict[str | None, float]]] = {}
 
-    def answer(i: int, completions: list[Completion]) -> None:
-        plan = conditionings[i].plan
+    def answer(i: int, plan: InferencePlan, completions: list[Completion], probed: Told | None) -> None:
         if plan == GREEDY:
             (spoken[i],) = completions
             grades[i] = task.grade(examples[i], spoken[i].text, spoken[i].truncated)
             return
         scores = scored(plan, rendered[i], completions, conditionings[i].verifier, bench)
-        samples = decided(task, examples[i], plan, completions, scores)
+        samples = decided(task, examples[i], plan, completions, scores, probed)
         spoken[i] = samples.completions[samples.chosen]
         grades[i], worth = judged(task, examples[i], samples)
         drawn[i] = samples, worth
 
-    for wanted in dict.fromkeys(of.values()):
-        group = [i for i, c in enumerate(conditionings) if of[c.plan] == wanted]
+    def so_far() -> Mapping[str, Any]:
+        return {"score": sum(g.score for g in grades.values()) / len(grades)} if grades else {}
 
-        def grade(
-            batch: Sequence[int], answered: Sequence[list[Completion]], group: list[int] = group
-        ) -> Mapping[str, Any]:
-            for place, completions in zip(batch, answered, strict=True):
-                answer(group[place], completions)
-            return {"score": sum(g.score for g in grades.values()) / len(grades)}
-
-        asked = [chats[i] for i in group], [requests[i] for i in group]
-        draw(bench, *asked, *wanted, version=version, label=label, each=grade)
+    asked = [(c.plan, sampling) for c in conditionings]
+    verifiers = [c.verifier for c in conditionings]
+    complete(task, examples, chats, requests, asked, verifiers, bench, answer, so_far, version, label)
     everything = range(len(examples))
     return Evaluation(
         tuple(examples),
@@ -75,3 +84,65 @@ def evaluate(
         tuple(drawn[i][0] if i in drawn else None for i in everything),
         tuple(drawn[i][1] if i in drawn else None for i in everything),
     )
+
+
+def complete(
+    task: Task,
+    examples: Sequence[Example],
+    chats: Sequence[Chat],
+    requests: Sequence[Request],
+    asked: Sequence[tuple[AnyPlan, Sampling]],
+    verifiers: Sequence[Verifier | None],
+    bench: Bench,
+    answer: Answer,
+    so_far: Callable[[], Mapping[str, Any]] = dict,
+    version: str = "",
+    label: str = "",
+) -> None:
+    """The completions of every question under its plan, `asked` with what decodes where the plan is greedy.
+
+    Questions that sample alike are generated together. Under a plan by difficulty that is first the probe, and then,
+    for those whose bin's plan has more samples, the others: their prompts are read a second time. `answer` is called
+    for a question as soon as it has all of its completions, `so_far` for the progress display. Raises like `evaluate`.
+    """
+    probes: dict[int, tuple[Told, list[Completion]]] = {}
+    rest: dict[int, tuple[Request, tuple[Sampling, int]]] = {}
+    of = {pair: sampling_of(*pair) for pair in dict.fromkeys(asked)}
+
+    def take(i: int, completions: list[Completion]) -> None:
+        plan, probed = asked[i][0], None
+        if isinstance(plan, PlanByDifficulty):
+            if i not in probes:
+                probes[i] = (
+                    told(task, examples[i], plan, requests[i].prompt, completions, verifiers[i], bench),
+                    completions,
+                )
+                more = plan.plans[probes[i][0].bin].samples - plan.probe
+                if all(c.truncated and not c.generated_tokens for c in completions):
+                    completions = completions + completions[:1] * more  # no room for an answer, nor for another one
+                elif more:
+                    rest[i] = replace(requests[i], first=plan.probe), (replace(of[asked[i]], n=more), 1)
+                    return
+            else:
+                completions = probes[i][1] + completions
+            probed = probes[i][0]
+            plan = plan.plans[probed.bin]
+        answer(i, plan, completions, probed)
+
+    def generate(wanted: Mapping[int, tuple[Request, tuple[Sampling, int]]]) -> None:
+        for way in dict.fromkeys(own for _, own in wanted.values()):
+            group = [i for i, (_, own) in wanted.items() if own == way]
+
+            def each(
+                batch: Sequence[int], answered: Sequence[list[Completion]], group: list[int] = group
+            ) -> Mapping[str, Any]:
+                for place, completions in zip(batch, answered, strict=True):
+                    take(group[place], completions)
+                return so_far()
+
+            chosen = [chats[i] for i in group], [wanted[i][0] for i in group]
+            draw(bench, *chosen, *way, version=version, label=label, each=each)
+
+    lengths = [1 if isinstance(plan, PlanByDifficulty) else plan.chain for plan, _ in asked]
+    generate({i: (requests[i], (of[pair], lengths[i])) for i, pair in enumerate(asked)})
+    generate(rest)

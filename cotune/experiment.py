@@ -32,7 +32,7 @@ from cotune.methods.verifier import verifier_for
 from cotune.models.base import BaseModel, load
 from cotune.models.black_box import BlackBox
 from cotune.openai_client import ChatClient
-from cotune.plans import check, curve, row_of
+from cotune.plans import by_bin, check, curve, row_of
 from cotune.plugins import resolve
 from cotune.progress_file import ProgressFile
 from cotune.record import RunFolder, environment, read_rows
@@ -386,9 +386,12 @@ def scores(rows: Sequence[Mapping[str, Any]], crossed: Sequence[Mapping[str, Any
     metrics = sorted({name for row in rows for name in row["metrics"]})
     sampled = [row["plan"] for row in rows if "plan" in row]
     plans = [plan for i, plan in enumerate(sampled) if plan not in sampled[:i]]
+    plan = {"plans": plans, "examples": len(sampled), "curve": curve(rows)}
+    if bins := by_bin(rows):
+        plan |= {"bins": bins, "samples": sum(b["share"] * b["samples"] for b in bins)}
     return {
         "n": len(rows),
-        **({"plan": {"plans": plans, "examples": len(sampled), "curve": curve(rows)}} if sampled else {}),
+        **({"plan": plan} if sampled else {}),
         "score": score,
         "metrics": {name: mean([row["metrics"].get(name, 0.0) for row in rows]) for name in metrics},
         "outcomes": {o.value: outcomes[o.value] for o in Outcome},
@@ -436,10 +439,12 @@ def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "score": grade.score,
             "metrics": dict(grade.metrics),
             "truncated": completion.truncated,
-            "prompt_tokens": (samples.completions[0] if samples and c.plan.chain > 1 else completion).prompt_tokens,
+            "prompt_tokens": (
+                samples.completions[0] if samples and samples.plan.chain > 1 else completion
+            ).prompt_tokens,
             "generated_tokens": sum(s.generated_tokens for s in (samples.completions if samples else [completion])),
             "note": grade.note,
-            **(row_of(c.plan, samples, worth) if samples and worth is not None else {}),
+            **(row_of(samples, worth) if samples and worth is not None else {}),
         }
         for example, c, rendered, completion, grade, samples, worth in zip(*columns, strict=True)
     ]

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cotune.bench import Bench, ignore
-from cotune.bundle import CONTENT, GENERATOR, Aggregate, Bundle, Model, Plan, chat_frame, write_sums
+from cotune.bundle import CONTENT, GENERATOR, Aggregate, Bundle, ByDifficulty, Model, Plan, chat_frame, write_sums
 from cotune.card import card
 from cotune.compare.stats import compare_paired, mean_score
 from cotune.errors import UsageError
@@ -37,7 +37,7 @@ from cotune.record import read_json, write_json
 from cotune.serving import per_example
 from cotune.strategies import load_tuned
 from cotune.strategies.base import Fixed
-from cotune.values import GREEDY, Conditioning, Evaluation, Example
+from cotune.values import GREEDY, Conditioning, Evaluation, Example, PlanByDifficulty
 
 _GROUPED = 512  # train examples whose latents are grouped, at most
 _NOT_MEASURED = ("split", "n", "per_example")
@@ -83,6 +83,7 @@ def export(
 def _content(folder: Path, opened: Opened, static: Fixed) -> Bundle:
     config, base, generator, sampling = opened.config, opened.base, opened.generator, opened.sampling
     made = read_json(folder / "environment.json")
+    plan, binned = static.plan, isinstance(static.plan, PlanByDifficulty)
     return Bundle(
         run=opened.name,
         config_digest=open_run(folder)[0].digest,
@@ -96,7 +97,8 @@ def _content(folder: Path, opened: Opened, static: Fixed) -> Bundle:
         prompt=asdict(static.prompt),
         chat=chat_frame(base, opened.task, static.prompt),
         plan=Plan(
-            aggregate=Aggregate.model_validate(recorded(static.plan)) if static.plan != GREEDY else None,
+            aggregate=None if binned or plan == GREEDY else Aggregate.model_validate(recorded(plan)),
+            by_difficulty=ByDifficulty.model_validate(recorded(plan)) if binned else None,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_new_tokens=sampling.max_new_tokens,

@@ -30,11 +30,11 @@ from cotune.tasks import task as make_task
 from cotune.tasks.base import Task
 from cotune.values import (
     GREEDY,
+    AnyPlan,
     Completion,
     Conditioning,
     Demonstration,
     Example,
-    InferencePlan,
     Prompt,
     Tuned,
     Verifier,
@@ -70,7 +70,7 @@ class MetaTuned(Tuned):
     actor: str
     settings: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, int]]
-    plan: InferencePlan = GREEDY
+    plan: AnyPlan = GREEDY
     verifier: Verifier | None = None
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -100,7 +100,7 @@ class MetaTuned(Tuned):
         adapters = self.adapters(examples, bench)
         return [Conditioning(p, a, self.plan, self.verifier) for p, a in zip(prompts, adapters, strict=True)]
 
-    def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> MetaTuned:
+    def under(self, plan: AnyPlan, verifier: Verifier | None = None) -> MetaTuned:
         other = replace(self, plan=plan, verifier=verifier)
         other._engines.extend(self._engines)
         return other

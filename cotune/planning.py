@@ -112,7 +112,7 @@ def _workload(config: RunConfig, task: Task, data: Dataset, outlined: BaseModel)
     question = mean_tokens([outlined.render(chat) for chat in chats])
     reference = mean_tokens([learned.reference_completion(e) for e in sample])
     limit = decoding(config, learned).max_new_tokens
-    length, revising = start.plan.chain, 0
+    length, revising = config.plan.value.chain, 0
     if length > 1:
         asked_again = mean_tokens([outlined.render(revision_messages(chat, [""])) for chat in chats]) - question
         seen = sum(min(place, KEPT) for place in range(length))  # by all attempts of a chain

@@ -23,11 +23,23 @@ from cotune.aggregation import (
     self_consistency,
     weighted_best_of_n,
 )
+from cotune.difficulty import probing
 from cotune.engines.base import Sampling
 from cotune.errors import UsageError
-from cotune.scorers import VERIFIER, scorer
+from cotune.scorers import SELF_CONSISTENCY, VERIFIER, scorer
 from cotune.tasks.base import Task
-from cotune.values import GREEDY, Completion, Example, Grade, InferencePlan, Samples, Verifier
+from cotune.values import (
+    GREEDY,
+    AnyPlan,
+    Completion,
+    Example,
+    Grade,
+    InferencePlan,
+    PlanByDifficulty,
+    Samples,
+    Told,
+    Verifier,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,31 +71,69 @@ def check(plan: InferencePlan) -> InferencePlan:
     return plan
 
 
-def recorded(plan: InferencePlan) -> dict[str, Any]:
+def check_bins(plan: PlanByDifficulty) -> PlanByDifficulty:
+    """The plan itself. Raises UsageError for one that cannot be carried out."""
+    falling = all(math.isfinite(edge) for edge in plan.edges) and list(plan.edges) == sorted({*plan.edges})[::-1]
+    if not falling or len(plan.plans) != len(plan.edges) + 1:
+        raise UsageError(
+            "A plan by difficulty needs falling edges and one plan more than edges; this one has "
+            f"{len(plan.edges)} edges and {len(plan.plans)} plans."
+        )
+    check_n(plan.probe)
+    for own in map(check, plan.plans):
+        if own == GREEDY or own.samples < plan.probe or own.chain > 1:
+            raise UsageError(
+                f"A probe of {plan.probe} independent samples cannot be part of the plan {own.aggregation} of "
+                f"{own.samples}{f' in chains of {own.chain}' if own.chain > 1 else ''}."
+            )
+    if len({(own.temperature, own.top_p) for own in plan.plans}) > 1:
+        raise UsageError("The plans of all difficulties share their first samples, so also temperature and top_p.")
+    if plan.scorer == SELF_CONSISTENCY:
+        raise UsageError("self-consistency rates no sample apart from the others. Leave the scorer of the probe out.")
+    if plan.scorer is not None:
+        scorer(plan.scorer)
+    return plan
+
+
+def recorded(plan: AnyPlan) -> dict[str, Any]:
     """A plan as JSON; one without chains stays what it was before there were any."""
+    if isinstance(plan, PlanByDifficulty):
+        return asdict(plan) | {"plans": [recorded(own) for own in plan.plans]}
     return {name: value for name, value in asdict(plan).items() if (name, value) != ("chain", 1)}
 
 
-def saved_plan(plan: InferencePlan) -> dict[str, Any]:
+def saved_plan(plan: AnyPlan) -> dict[str, Any]:
     """Its part of tuned.json; nothing for greedy, whose files stay what they were before there were plans."""
     return {} if plan == GREEDY else {"plan": recorded(plan)}
 
 
-def loaded_plan(content: Mapping[str, Any]) -> InferencePlan:
+def loaded_plan(content: Mapping[str, Any]) -> AnyPlan:
     """The plan in tuned.json. Raises UsageError for one that cannot be carried out."""
+    saved = content.get("plan")
     try:
-        return check(InferencePlan(**content["plan"])) if "plan" in content else GREEDY
-    except TypeError as error:
+        if saved is None:
+            return GREEDY
+        if "edges" in saved:
+            parts = {"edges": tuple(saved["edges"]), "plans": tuple(InferencePlan(**p) for p in saved["plans"])}
+            return check_bins(PlanByDifficulty(**{**saved, **parts}))
+        return check(InferencePlan(**saved))
+    except (TypeError, KeyError) as error:
         raise UsageError(
             f"The inference plan {content['plan']!r} is damaged ({error}). Run the tuning again."
         ) from None
 
 
-def sampling_of(plan: InferencePlan, decoding: Sampling) -> Sampling:
+def sampling_of(plan: AnyPlan, decoding: Sampling) -> Sampling:
     """What the engine is asked for: `decoding` itself, or `plan.samples` draws at the plan's temperature and top_p.
 
     Sample s of a prompt is the same whatever N is, so a plan of fewer samples sees the first ones of the larger one.
+    Of a plan by difficulty it is the probe.
     """
+    if isinstance(plan, PlanByDifficulty):
+        each = [sampling_of(own, decoding) for own in check_bins(plan).plans]
+        probe = scorer(plan.scorer) if plan.scorer is not None else None
+        logprobs = any(own.logprobs for own in each) or (probe is not None and probe.logprobs)
+        return replace(each[0], n=plan.probe, logprobs=logprobs)
     check(plan)
     if plan == GREEDY:
         return decoding
@@ -117,7 +167,7 @@ def choose(plan: InferencePlan, votes: Sequence[Answer], scores: Sequence[float 
 
 
 def scored(
-    plan: InferencePlan,
+    plan: AnyPlan,
     prompt: str,
     completions: Sequence[Completion],
     verifier: Verifier | None = None,
@@ -146,8 +196,28 @@ def scored(
     return tuple(s if s is not None and math.isfinite(s) and s >= 0 else None for s in given)
 
 
+def told(
+    task: Task,
+    example: Example,
+    plan: PlanByDifficulty,
+    prompt: str,
+    completions: Sequence[Completion],
+    verifier: Verifier | None = None,
+    bench: Any = None,
+) -> Told:
+    """The bin of a question from the completions of its probe, which are read as votes or by the plan's scorer."""
+    votes = [task.vote(example, c.text, c.truncated) for c in completions]
+    rated = scored(plan, prompt, completions, verifier, bench) if plan.scorer is not None else None
+    return probing.told(plan.edges, votes, rated)
+
+
 def decided(
-    task: Task, example: Example, plan: InferencePlan, completions: Sequence[Completion], scores: Sequence[float | None]
+    task: Task,
+    example: Example,
+    plan: InferencePlan,
+    completions: Sequence[Completion],
+    scores: Sequence[float | None],
+    told: Told | None = None,
 ) -> Samples:
     """Votes are counted as the plan says. Of tied votes the one drawn first is given: completions are exchangeable, so
     each is first equally often, and the rule is IAPO's uniform choice among the tied without another random number.
@@ -155,7 +225,7 @@ def decided(
     votes = tuple(task.vote(example, c.text, c.truncated) for c in completions)
     shares = choose(plan, votes, scores)
     given = next(vote for vote in votes if vote in shares)
-    return Samples(tuple(completions), votes, tuple(scores), shares, _speaker(given, votes, scores))
+    return Samples(tuple(completions), votes, tuple(scores), shares, _speaker(given, votes, scores), plan, told)
 
 
 def _speaker(vote: Answer, votes: Sequence[Answer], scores: Sequence[float | None]) -> int:
@@ -216,14 +286,15 @@ def served(plan: InferencePlan, n: int) -> list[int]:
     return [length for length in range(1, plan.chain + 1) if n % length == 0 and n // length <= wide]
 
 
-def row_of(plan: InferencePlan, samples: Samples, worth: Mapping[Answer, float]) -> dict[str, Any]:
+def row_of(samples: Samples, worth: Mapping[Answer, float]) -> dict[str, Any]:
     """`plan` and `samples` of a row of predictions.jsonl: all that `samples_of`, `curve` and a new grading need.
 
-    `votes` are places in `answers`, whose scores are `worth`.
+    `votes` are places in `answers`, whose scores are `worth`. Under a plan by difficulty also what the probe has told.
     """
     answers = list(worth)
     return {
-        "plan": recorded(plan),
+        "plan": recorded(samples.plan),
+        **({"difficulty": asdict(samples.told)} if samples.told else {}),
         "samples": {
             "answers": answers,
             "worth": [worth[answer] for answer in answers],
@@ -232,7 +303,7 @@ def row_of(plan: InferencePlan, samples: Samples, worth: Mapping[Answer, float])
             "completions": [c.text for c in samples.completions],
             "truncated": [c.truncated for c in samples.completions],
             "generated_tokens": [c.generated_tokens for c in samples.completions],
-            **({"prompt_tokens": [c.prompt_tokens for c in samples.completions]} if plan.chain > 1 else {}),
+            **({"prompt_tokens": [c.prompt_tokens for c in samples.completions]} if samples.plan.chain > 1 else {}),
         },
     }
 
@@ -246,11 +317,15 @@ def tokens_read(chain: int, prompt_tokens: Sequence[int]) -> int:
 def curve(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The score at n = 1, 2, 4, ... and N completions, from rows that drew N each; empty unless all have one plan.
 
+    Empty too where a probe has chosen it: fewer samples than the probe's would have told another bin, or none.
+
     Mean over examples of the mean over an example's disjoint blocks. `generated_tokens` are those of n completions, on
     average. The last entry is the score of the rows themselves. Of chains there is an entry for every length that the
     draw serves (`served`), and `read_tokens` are the prompts of n completions: revisions also read earlier attempts.
     """
     if not rows or any(row.get("plan") != rows[0].get("plan") for row in rows) or "plan" not in rows[0]:
+        return []
+    if any("difficulty" in row for row in rows):
         return []
     plan = InferencePlan(**rows[0]["plan"])
     sizes = [n for n in (1 << i for i in range(plan.samples.bit_length())) if n < plan.samples] + [plan.samples]
@@ -287,6 +362,26 @@ def _of_chains(plan: InferencePlan, rows: Sequence[Mapping[str, Any]], n: int, l
     return {"samples": n, "chain": length, **means}
 
 
+def by_bin(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each difficulty bin that rows are in: its plan, how many examples, their share of all rows, their samples on
+    average, with which the plan and its probe are paid for, and their score; empty without a plan by difficulty."""
+    bins: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if "difficulty" in row:
+            bins.setdefault(row["difficulty"]["bin"], []).append(row)
+    return [
+        {
+            "bin": number,
+            "plan": own[0]["plan"],
+            "examples": len(own),
+            "share": len(own) / len(rows),
+            "samples": sum(len(row["samples"]["votes"]) for row in own) / len(own),
+            "score": math.fsum(row["score"] for row in own) / len(own),
+        }
+        for number, own in sorted(bins.items())
+    ]
+
+
 def _at(plan: InferencePlan, kept: Mapping[str, Any], n: int) -> float:
     answers = kept["answers"]
     worth = dict(zip(answers, kept["worth"], strict=True))
@@ -300,7 +395,8 @@ def regraded(task: Task, example: Example, row: Mapping[str, Any]) -> tuple[Grad
     read = kept.get("prompt_tokens") or [row["prompt_tokens"]] * len(kept["completions"])
     columns = zip(kept["completions"], kept["truncated"], kept["generated_tokens"], read, strict=True)
     completions = [Completion(text, (), asked, cut, counted=count) for text, cut, count, asked in columns]
-    samples = decided(task, example, plan, completions, kept.get("scores", ()))
+    probed = Told(**row["difficulty"]) if "difficulty" in row else None  # what was drawn was drawn for this bin
+    samples = decided(task, example, plan, completions, kept.get("scores", ()), probed)
     grade, worth = judged(task, example, samples)
     speaks = samples.completions[samples.chosen]
-    return grade, row_of(plan, samples, worth) | {"completion": speaks.text, "truncated": speaks.truncated}
+    return grade, row_of(samples, worth) | {"completion": speaks.text, "truncated": speaks.truncated}

@@ -86,6 +86,7 @@ def _answered(
         line: dict[str, Any] = {"row": number, "id": example.id, **prediction, "instruction": c.prompt.instruction}
         if samples:
             line |= {"samples": len(samples.votes), "agreement": samples.agreement}
+            line |= {"bin": samples.told.bin} if samples.told else {}
         if graded:
             line |= {"outcome": grade.outcome.value, "score": grade.score}
         lines[number] = line

@@ -15,13 +15,13 @@ Ours:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from cotune.aggregation import Floats, Ints, blocks, total_block_sums
+from cotune.aggregation import Answer, Floats, Ints, blocks, total_block_sums
 from cotune.bandits.base import Arm, Learned, Learner
 from cotune.bandits.baselines import UCB, EpsilonGreedy, Softmax, Triple, Uniform
 from cotune.bandits.psst import PSST
@@ -32,9 +32,10 @@ from cotune.errors import BudgetExhausted, UsageError
 from cotune.evaluate import evaluate
 from cotune.plans import block_scores, check
 from cotune.tasks.base import Task
-from cotune.values import Conditioning, Example, InferencePlan, Tuned, Verifier
+from cotune.values import Conditioning, Example, InferencePlan, Samples, Tuned, Verifier
 
 PER_TOKENS = 1000  # `cost_weight` is the price of so many
+Drawn = tuple[Samples, Mapping[Answer, float]]  # the samples of one query, and what each of their answers scores
 
 
 def learner(c: InferenceConfig, prompts: int) -> Learner:
@@ -103,19 +104,27 @@ class Pulls:
         """As the protocol says; the queries do not come from `random`. Raises BudgetExhausted."""
         queries, sums = np.empty(count, dtype=np.int64), np.zeros(n)
         done = 0
-        while done < count:
-            number, at = divmod(self._position[prompt], self.queries)
-            chosen = self._order(number)[at : at + count - done]
-            gained = self._answered(prompt, n, chosen, number)
+        for chosen, drawn in self.draws(prompt, n, count):
+            gained = self._gained(n, drawn)
             queries[done : done + len(chosen)] = chosen
             sums += gained
-            self._position[prompt] += len(chosen)
             done += len(chosen)
             self.observed[prompt, :n] += gained
             self.behind[prompt, :n] += len(chosen) * blocks(n).count
+        return queries, sums[None]
+
+    def draws(self, prompt: int, n: int, count: int) -> Iterator[tuple[Sequence[int], list[Drawn]]]:
+        """The next `count` queries of a candidate, pass by pass, and n samples of each. Raises BudgetExhausted."""
+        done = 0
+        while done < count:
+            number, at = divmod(self._position[prompt], self.queries)
+            chosen = self._order(number)[at : at + count - done]
+            drawn = self._answered(prompt, n, chosen, number)
+            self._position[prompt] += len(chosen)
+            done += len(chosen)
             self.spent += n * len(chosen)
             self._bench.progress("pulls", self.spent, self.settings.completions)
-        return queries, sums[None]
+            yield chosen, drawn
 
     def values(self, queries: Ints) -> Floats:
         raise NotImplementedError("Nobody knows the true values of a model.")
@@ -140,14 +149,17 @@ class Pulls:
             self._orders.append(order)
         return self._orders[number]
 
-    def _answered(self, prompt: int, n: int, chosen: Sequence[int], number: int) -> Floats:
-        """Sums of the utility over all blocks of 1..n samples of these queries, [n]."""
+    def _answered(self, prompt: int, n: int, chosen: Sequence[int], number: int) -> list[Drawn]:
         plan = plan_of(self.settings, n)
         examples = [self.examples[i] for i in chosen]
         conditionings = [replace(c, plan=plan, verifier=self._verifier) for c in self._conditionings(prompt, chosen)]
         sampling = replace(self._sampling, seed=self._bench.seed_for("pass", number))
         done = evaluate(self._task, examples, conditionings, sampling, self._bench)
-        drawn = [(s, w) for s, w in zip(done.samples, done.worth, strict=True) if s is not None and w is not None]
+        return [(s, w) for s, w in zip(done.samples, done.worth, strict=True) if s is not None and w is not None]
+
+    def _gained(self, n: int, drawn: Sequence[Drawn]) -> Floats:
+        """Sums of the utility over all blocks of 1..n samples of these draws, [n]."""
+        plan = plan_of(self.settings, n)
         scores = [sum(sum(block_scores(plan, s.votes, s.scores, w, k)) for s, w in drawn) for k in range(1, n + 1)]
         tokens = np.array([[c.generated_tokens for c in s.completions] for s, _ in drawn], dtype=np.float64)
         gained: Floats = np.array(scores) - self.settings.cost_weight / PER_TOKENS * total_block_sums(tokens)

@@ -15,7 +15,7 @@ from cotune.bench import Bench
 from cotune.engines.base import Sampling
 from cotune.evaluate import evaluate
 from cotune.tasks.base import Task
-from cotune.values import GREEDY, Adapter, Conditioning, Example, InferencePlan, Prompt, Verifier
+from cotune.values import GREEDY, Adapter, AnyPlan, Conditioning, Example, Prompt, Verifier
 
 # A candidate is dropped when the mean of its paired differences to the best prompt is below 0 by this many standard
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
@@ -69,7 +69,7 @@ class Board:
         adapter: Adapter | None,
         sampling: Sampling,
         bench: Bench,
-        plan: InferencePlan = GREEDY,
+        plan: AnyPlan = GREEDY,
         verifier: Verifier | None = None,
     ) -> None:
         self.examples = tuple(examples)

@@ -146,8 +146,39 @@ class InferencePlan:
     top_p: float = 1.0
     chain: int = 1
 
+    @property
+    def scorers(self) -> frozenset[str | None]:
+        return frozenset({self.scorer})
+
 
 GREEDY = InferencePlan()
+
+
+@dataclass(frozen=True)
+class PlanByDifficulty:
+    """A plan for each difficulty bin, which the first `probe` samples of a question tell without its reference.
+
+    Ease (difficulty/probing.py) is their mean rating by `scorer`, or where that is None minus the entropy of their
+    answers. `edges` fall: a question whose ease is below b of them is in bin b, 0 the easiest, and answered under
+    `plans[b]`. The probe is the first part of every plan's samples: nothing is drawn twice.
+    """
+
+    probe: int
+    scorer: str | None
+    edges: tuple[float, ...]
+    plans: tuple[InferencePlan, ...]
+
+    @property
+    def samples(self) -> int:
+        """The most that a question can take."""
+        return max(plan.samples for plan in self.plans)
+
+    @property
+    def scorers(self) -> frozenset[str | None]:
+        return frozenset({self.scorer, *(plan.scorer for plan in self.plans)})
+
+
+AnyPlan = InferencePlan | PlanByDifficulty
 
 
 @dataclass(frozen=True)
@@ -159,7 +190,7 @@ class Conditioning:
 
     prompt: Prompt
     adapter: Adapter | None = None
-    plan: InferencePlan = GREEDY
+    plan: AnyPlan = GREEDY
     verifier: Verifier | None = None
 
 
@@ -179,12 +210,21 @@ class Tuned(ABC):
         """Write everything needed to load this again (safetensors and JSON only)."""
 
     @abstractmethod
-    def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> Tuned:
+    def under(self, plan: AnyPlan, verifier: Verifier | None = None) -> Tuned:
         """The same prompts and adapters under another inference plan, and the verifier that it ranks by if it does."""
 
     def sizes(self) -> Mapping[str, Mapping[str, int]]:
         """Parameters, `trained` and in `total`, of each part that generates per example; empty where none does."""
         return {}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a probe of `probe` samples says: the `ease` of the question and the `bin` that it is in."""
+
+    probe: int
+    ease: float
+    bin: int
 
 
 @dataclass(frozen=True)
@@ -194,6 +234,7 @@ class Samples:
     `votes` are spellings that equal answers share (`Task.vote`; None: nothing could be read), `scores` what the plan's
     scorer gives each completion (None where it cannot; empty without a scorer that reads them). `shares` is the chance
     of each vote to be the answer, `chosen` the completion that speaks for it: the first that gives one of the tied.
+    `plan` is the one that was carried out; under a plan by difficulty that of the bin that was `told`.
     """
 
     completions: tuple[Completion, ...]
@@ -201,6 +242,8 @@ class Samples:
     scores: tuple[float | None, ...]
     shares: Mapping[str | None, float]
     chosen: int
+    plan: InferencePlan
+    told: Told | None = None
 
     @property
     def agreement(self) -> float:

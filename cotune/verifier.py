@@ -32,7 +32,7 @@ from cotune.ledger import Spent, forward_flops
 from cotune.models.base import BaseModel
 from cotune.models.likelihood import end_states
 from cotune.scorers import VERIFIER
-from cotune.values import Completion, InferencePlan, digest
+from cotune.values import AnyPlan, Completion, digest
 
 _FILE = "verifier.safetensors"
 _ROWS = 32  # read at once
@@ -106,12 +106,12 @@ def reading_tokens(rows: Sequence[Row]) -> int:
     return sum(len(context) + len(completion) for context, completion in rows)
 
 
-def loaded_verifier(folder: Path, plan: InferencePlan) -> VerifierHead | None:
+def loaded_verifier(folder: Path, plan: AnyPlan) -> VerifierHead | None:
     """The verifier that was saved with this plan; None for a plan that needs none.
 
     Raises UsageError for a file that is missing or damaged.
     """
-    if plan.scorer != VERIFIER:
+    if VERIFIER not in plan.scorers:
         return None
     try:
         tensors = load_file(folder / _FILE)

@@ -49,11 +49,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """The inference plan, and the score at every smaller number of samples; nothing for a greedy run."""
     lines = []
-    for p in plan.get("plans", ()):
-        by = f" by {p['scorer']}" if p["scorer"] else ""
-        drawn = f"temperature {p['temperature']:g}, top_p {p['top_p']:g}"
-        rows = f" in chains of {p['chain']}" if "chain" in p else ""
-        lines.append(f"  plan: {p['aggregation']} of {p['samples']}{rows}{by} ({drawn})")
+    if bins := plan.get("bins"):
+        lines.append(f"  plan by difficulty: {plan['samples']:.1f} samples per example, those of the probe among them")
+        for b in bins:
+            share, score = 100 * b["share"], 100 * b["score"]
+            lines.append(f"    bin {b['bin'] + 1}, {share:.0f}% of examples, {score:.1f}%: {_plan(b['plan'])}")
+        return lines
+    lines += [f"  plan: {_plan(p)}" for p in plan.get("plans", ())]
     if plan.get("curve"):
         points = ", ".join(f"{_how_many(p)}: {100 * p['score']:.1f}%" for p in plan["curve"])
         lines.append(f"    by number of samples, from the same draws: {points}")
@@ -63,6 +65,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 def _how_many(point: Mapping[str, Any]) -> str:
     in_a_row = point.get("chain", 1)
     return f"{point['samples']} ({in_a_row} in a row)" if in_a_row > 1 else str(point["samples"])
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    by = f" by {plan['scorer']}" if plan["scorer"] else ""
+    drawn = f"temperature {plan['temperature']:g}, top_p {plan['top_p']:g}"
+    rows = f" in chains of {plan['chain']}" if "chain" in plan else ""
+    return f"{plan['aggregation']} of {plan['samples']}{rows}{by} ({drawn})"
 
 
 def cost_lines(summary: Mapping[str, Any]) -> list[str]:

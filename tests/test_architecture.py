@@ -46,6 +46,7 @@ RANK = {
     "noise": 8,
     "canary": 8,
     "pulls": 8,
+    "by_difficulty": 9,
     "training": 8,
     "search": 8,
     "metatuned": 8,

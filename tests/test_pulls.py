@@ -15,7 +15,7 @@ from toy import Sums, bench, example, instruction_of, of_kind, question_of
 from cotune.aggregation import majority_accuracy
 from cotune.bandits.base import Arm
 from cotune.bench import Bench
-from cotune.config import InferenceConfig, VerifierConfig, resolve
+from cotune.config import DifficultyConfig, InferenceConfig, VerifierConfig, resolve
 from cotune.engines.base import Request, Sampling, stream_seed
 from cotune.engines.fake import FakeEngine
 from cotune.errors import UsageError
@@ -41,7 +41,7 @@ class Chancy(FakeEngine):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         self.calls += requests
-        return [[self._draw(request, sampling, s) for s in range(sampling.n)] for request in requests]
+        return [[self._draw(request, sampling, request.first + s) for s in range(sampling.n)] for request in requests]
 
     def _draw(self, request: Request, sampling: Sampling, s: int) -> Completion:
         chance = self.of(instruction_of(request.prompt), question_of(request.prompt))
@@ -176,7 +176,7 @@ def test_what_samples_cost_decides_how_many(random_base: BaseModel) -> None:
     for weight in (0.0, 40.0):  # 40 a thousand tokens is 0.2 for a completion of 5
         given = settings(cost_weight=weight, prompts=1, completions=3000)
         at = bench(random_base, Chancy(worked_example))
-        found = PlanOnly(given, learner(given, 1), VerifierConfig()).tune(FLAT, problem, at)
+        found = PlanOnly(given, learner(given, 1), VerifierConfig(), DifficultyConfig()).tune(FLAT, problem, at)
         assert isinstance(found, Fixed)
         assert found.prompt == FLAT.prompt
         chosen.append(found.plan.samples)

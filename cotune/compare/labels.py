@@ -17,15 +17,15 @@ _SCALED = ("budget.tokens", *REPETITIONS)
 _UNUSED = {
     "zero-shot": (
         "budget", "prompt", "weights", "sequential", "joint", "train_tasks", "limit_train", "limit_val", "val_size",
-        "inference",
+        "inference", "difficulty",
     ),
-    "prompt-only": ("weights", "sequential", "joint", "inference"),
-    "lora-only": ("prompt", "sequential", "joint", "inference"),
-    "joint": ("inference",),
+    "prompt-only": ("weights", "sequential", "joint", "inference", "difficulty"),
+    "lora-only": ("prompt", "sequential", "joint", "inference", "difficulty"),
+    "joint": ("inference", "difficulty"),
     "plan-only": ("prompt", "weights", "sequential", "joint"),
-    "inference-aware": ("weights", "sequential", "joint"),
+    "inference-aware": ("weights", "sequential", "joint", "difficulty"),
 }  # fmt: skip
-_STAGES = {"j": "joint", "i": "inference"}  # sections that sequential reads for these stages alone
+_STAGES = {"joint": "j", "inference": "i", "difficulty": "i"}  # sections that sequential reads for these stages alone
 _NEVER = (
     "seed", "data", "runner", "strategy", "task", "model", "engine", "noise_examples", "budget.matched",
     "vllm.sequences", "vllm.adapters", "vllm.adapter_gib", "vllm.tensor_parallel", "vllm.memory_fraction",
@@ -102,7 +102,7 @@ def _flat(config: Mapping[str, Any], strategy: str) -> dict[str, Any]:
     if strategy == "sequential":
         given = config.get("sequential")
         stages = str(given.get("stages", "")) if isinstance(given, Mapping) else ""
-        unused = {section for kind, section in _STAGES.items() if kind not in stages}
+        unused = {section for section, kind in _STAGES.items() if kind not in stages}
     return dict(_settings(config, {*_NEVER, *unused}))
 
 

@@ -1,7 +1,8 @@
 """Which plan for which difficulty, what that gains at equal generations, and how many generations it saves.
 
 Source: Snell et al. (arXiv 2408.03314; sheet 03): the best plan of a difficulty bin at N generations, chosen on one
-fold of the bin's questions and scored on the other. As in the paper, every question gets the same N.
+fold of the bin's questions and scored on the other. As in the paper every question gets the same N; one of its own
+for each bin, at no more generations a question on average, is ours.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cotune.aggregation import Floats, Ints
 from cotune.compare.stats import (
@@ -36,6 +38,7 @@ from cotune.difficulty.bins import (
 from cotune.difficulty.plans import Measured, Plan, measure
 from cotune.errors import UsageError
 
+OWN_N = ", own N"  # after the name of a difficulty: each bin has a number of generations of its own
 ONE_CHOICE, ORACLE, BY_ENTROPY, BY_RATING = "one choice for all", "oracle", "predicted, entropy", "predicted, rating"
 
 
@@ -44,12 +47,14 @@ class Point:
     """One policy at `n` generations a question: expected `scores` and generated `tokens`, and its `plans`, [Q] each.
 
     Equal generations are not equal tokens, and tokens read are not in them: a revision also reads earlier attempts.
+    `own` [Q] are the generations of each question where they differ; their mean is then at most `n`.
     """
 
     n: int
     scores: Floats
     tokens: Floats
     plans: tuple[Plan, ...]
+    own: Ints | None = None
 
     @property
     def accuracy(self) -> float:
@@ -59,6 +64,11 @@ class Point:
     def estimate(self) -> Estimate:
         """The accuracy with its interval over questions: `stats.mean_score`."""
         return mean_score(self.scores)
+
+    @property
+    def generations(self) -> float:
+        """What a question takes on average."""
+        return float(self.n) if self.own is None else float(self.own.mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +115,72 @@ def chosen(name: str, estimation: int, measured: Sequence[Measured], bins: Ints,
             Point(at.n, at.scores[choice, every], at.tokens[choice, every], tuple(at.plans[c] for c in choice))
         )
     return Curve(name, estimation, tuple(points))
+
+
+def spread(
+    name: str, estimation: int, measured: Sequence[Measured], sizes_shown: Sequence[int], bins: Ints, fold: Ints
+) -> Curve:
+    """At every N shown the plans and numbers of generations of the bins that score most together (ours).
+
+    At most N a question on average, in either fold: `shared_out` counts the questions of the fold that is judged, whose
+    bins are known, and values them by the other fold. `measured` holds every N that a bin can have, ascending.
+    """
+    points = []
+    for place, at in [(i, at) for i, at in enumerate(measured) if at.n in sizes_shown]:
+        sizes = np.full(len(bins), place, dtype=np.int64)  # where nothing is known N and the first plan
+        choice = np.zeros(len(bins), dtype=np.int64)
+        for half in (0, 1):
+            on, judged = fold != half, fold == half
+            if not (on.any() and judged.any()):
+                continue
+            inside = [bins == b for b in np.unique(bins[judged])]
+            best = [_best_plans(measured, on & own if (on & own).any() else on) for own in inside]
+            counts = np.array([int((judged & own).sum()) for own in inside])
+            values = np.array([[value for value, _ in of_bin] for of_bin in best])
+            shares = shared_out(values, counts, [m.n for m in measured], at.n)
+            for own, of_bin, size in zip(inside, best, shares, strict=True):
+                sizes[judged & own], choice[judged & own] = size, of_bin[size][1]
+        each = [(measured[s], c, q) for q, (s, c) in enumerate(zip(sizes.tolist(), choice.tolist(), strict=True))]
+        scores = np.array([m.scores[c, q] for m, c, q in each])
+        tokens = np.array([m.tokens[c, q] for m, c, q in each])
+        generations = np.array([m.n for m, _, _ in each], dtype=np.int64)
+        points.append(Point(at.n, scores, tokens, tuple(m.plans[c] for m, c, _ in each), generations))
+    return Curve(name, estimation, tuple(points))
+
+
+def _best_plans(measured: Sequence[Measured], questions: NDArray[np.bool_]) -> list[tuple[float, int]]:
+    """Of each N the best mean over these questions and the plan that has it, the first of equal ones."""
+    found = []
+    for at in measured:
+        means = [mean_of(row[questions]) for row in at.scores]
+        found.append((max(means), means.index(max(means))))
+    return found
+
+
+def shared_out(values: Floats, counts: Ints, sizes: Sequence[int], n: int) -> tuple[int, ...]:
+    """The place in `sizes` for each bin: the largest sum of counts x values [B, sizes] at n generations a question.
+
+    Exact, bin by bin over all that can have been spent so far; of equal sums (to 12 digits) the one of fewest
+    generations. UsageError where n is below all sizes.
+    """
+    if n < min(sizes):
+        raise UsageError(f"{n} generations a question are fewer than the smallest number measured, {min(sizes)}.")
+    budget = n * int(counts.sum())
+    best = np.full(budget + 1, -np.inf)  # the sum at exactly so many generations
+    best[0] = 0.0
+    taken = []
+    for count, of_bin in zip(counts.tolist(), values, strict=True):
+        rows = np.full((len(sizes), budget + 1), -np.inf)
+        for row, size, value in zip(rows, sizes, of_bin, strict=True):
+            if count * size <= budget:
+                row[count * size :] = best[: budget + 1 - count * size] + count * value
+        taken.append(rows.argmax(0))
+        best = rows.max(0)
+    left, places = int(np.round(best, 12).argmax()), []
+    for count, chosen_at in zip(counts.tolist()[::-1], taken[::-1], strict=True):
+        places.append(int(chosen_at[left]))
+        left -= count * sizes[places[-1]]
+    return tuple(places[::-1])
 
 
 def accuracy_by_bin(at: Measured, bins: Ints, count: int = BINS) -> Floats:
@@ -180,16 +256,22 @@ def generations_to_match(curve: Curve, reference: Point, charged: bool) -> Match
 
 @dataclass(frozen=True, eq=False)
 class ByDifficulty:
-    """`curves`: every uniform plan, one choice for all questions, then the choices by difficulty, by name.
+    """`curves`: every uniform plan, one choice for all questions, then the choices by difficulty, by name; each choice
+    with N for every question and (`OWN_N`) with an own one for each bin, of one choice for all the best up to N.
 
-    `agreements` of each predicted difficulty with the oracle's, `bins` [Q] of each choice by difficulty; `measured` is
-    what there was to choose from.
+    `agreements` of each predicted difficulty with the oracle's, `bins` [Q] of each difficulty; `measured` is what there
+    was to choose from.
     """
 
     measured: tuple[Measured, ...]
     curves: dict[str, Curve]
     agreements: dict[str, Agreement]
     bins: dict[str, Ints]
+
+    @property
+    def choices(self) -> list[str]:
+        """The names of the policies that choose by difficulty."""
+        return [name + own for own in ("", OWN_N) for name in self.bins if name + own in self.curves]
 
 
 def by_difficulty(
@@ -199,8 +281,9 @@ def by_difficulty(
     oracle: int,
     few: int,
     random: np.random.Generator,
+    own: Sequence[int] = (),
 ) -> ByDifficulty:
-    """Curves over `sizes` of uniform and compute-optimal policies.
+    """Curves over `sizes` of uniform and compute-optimal policies; with `own`, where a bin has one of these N, too.
 
     The first `oracle` samples of every question tell its pass@1, the first `few` of these its predicted difficulty; all
     plans are judged on the other samples (the paper draws separate ones too). Without that split a question would be
@@ -216,13 +299,20 @@ def by_difficulty(
     measured = tuple(measure(n, judged, chains) for n in sorted(set(sizes)))
     curves = {name: uniform(name, measured) for name in dict.fromkeys(p.aggregation for p in measured[-1].plans)}
     nobody = np.zeros(samples.questions, dtype=np.int64)
-    curves[ONE_CHOICE] = chosen(ONE_CHOICE, 0, measured, nobody, folds(nobody, random))
+    half = folds(nobody, random)
+    curves[ONE_CHOICE] = chosen(ONE_CHOICE, 0, measured, nobody, half)
+    free = tuple(measure(n, judged, chains) for n in sorted({*sizes, *own})) if own else ()
+    if free:
+        curves[ONE_CHOICE + OWN_N] = spread(ONE_CHOICE + OWN_N, 0, free, sizes, nobody, half)
     eases = {ORACLE: (oracle, pass_at_1(estimate)), BY_ENTROPY: (few, certainty(first))}
     if samples.ratings is not None:
         eases[BY_RATING] = few, mean_rating(first)
     bins = {name: difficulty_bins(ease, BINS) for name, (_, ease) in eases.items()}
+    halves = {name: folds(bins[name], random) for name in eases}
     for name, (cost, _) in eases.items():
-        curves[name] = chosen(name, cost, measured, bins[name], folds(bins[name], random))
+        curves[name] = chosen(name, cost, measured, bins[name], halves[name])
+    for name, (cost, _) in eases.items() if free else ():
+        curves[name + OWN_N] = spread(name + OWN_N, cost, free, sizes, bins[name], halves[name])
     known = eases[ORACLE][1]
     agreements = {name: agreement(ease, known) for name, (_, ease) in eases.items() if name != ORACLE}
     return ByDifficulty(measured, curves, agreements, bins)

@@ -52,8 +52,9 @@ class OfRun:
 def of_run(folder: Path, revised: Path | None = None) -> OfRun:
     """Half of a run's N samples tell the difficulty, a quarter predict it, half judge, at n = 1, 2, 4, ... (ours).
 
-    `revised` is a run that answered the same questions in chains, with the same model, prompts and adapters; all of it
-    judges. Its draws are others than those that told the difficulty, whatever the seeds (chains.py).
+    A bin that has an n of its own has any up to that half. `revised` is a run that answered the same questions in
+    chains, with the same model, prompts and adapters; all of it judges. Its draws are others than those that told the
+    difficulty, whatever the seeds (chains.py).
     Bins are halved at random by the first run's seed: the same runs give the same numbers.
     Raises UsageError for a run that is not done or drew fewer than `LEAST` samples of some question, or under several
     plans, and for two that do not go together; DataError for rows that are damaged.
@@ -71,12 +72,14 @@ def of_run(folder: Path, revised: Path | None = None) -> OfRun:
     estimated, few = n // 2, n // 4
     sizes = [1 << i for i in range((n - estimated).bit_length())]
     random = np.random.default_rng(run.config["seed"])
+    own = range(1, n - estimated + 1)
     if revised is None:
-        return OfRun(run.name, samples, estimated, few, by_difficulty(samples, None, sizes, estimated, few, random))
+        found = by_difficulty(samples, None, sizes, estimated, few, random, own)
+        return OfRun(run.name, samples, estimated, few, found)
     other, chained = _read(revised)
     _go_together(run, rows, other, chained)
     chains, prompts = _attempts(other.name, chained), _prompts(other.name, chained)
-    found = by_difficulty(samples, chains, sizes, estimated, few, random)
+    found = by_difficulty(samples, chains, sizes, estimated, few, random, own)
     return OfRun(run.name, samples, estimated, few, found, other.name, chains, prompts)
 
 

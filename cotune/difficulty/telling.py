@@ -13,6 +13,7 @@ from cotune.compare.stats import Estimate, Finding, compare_paired, holm, mean_s
 from cotune.compare.words import p_value
 from cotune.difficulty.allocation import (
     ONE_CHOICE,
+    OWN_N,
     Curve,
     Match,
     Point,
@@ -33,16 +34,19 @@ LEGEND = (
 
 def _choices(of: OfRun) -> list[Curve]:
     """The policies that choose by difficulty."""
-    return [of.found.curves[name] for name in of.found.bins]
+    return [of.found.curves[name] for name in of.found.choices]
 
 
 def gains(of: OfRun) -> list[tuple[str, int, Finding]]:
-    """Of each choice by difficulty over one choice for all, at equal N above 1; Holm's correction over all of them."""
-    base = of.found.curves[ONE_CHOICE].points
+    """Of each choice by difficulty over one choice for all, at equal N above 1; Holm's correction over all of them.
+
+    Choices of an own N are compared with one that may take fewer than N too.
+    """
+    own, same = of.found.curves[ONE_CHOICE + OWN_N].points, of.found.curves[ONE_CHOICE].points
     found = [
         (curve.name, ours.n, gain(ours, theirs))
         for curve in _choices(of)
-        for ours, theirs in zip(curve.points, base, strict=True)
+        for ours, theirs in zip(curve.points, own if curve.name.endswith(OWN_N) else same, strict=True)
         if ours.n > 1
     ]
     corrected = holm([tested.p for _, _, tested in found])
@@ -53,7 +57,7 @@ def matches(of: OfRun) -> Iterator[tuple[str, str, Point, Match, Match]]:
     """Policy, uniform policy to match, the point of that one, and generations without and with the difficulty's."""
     for curve in _choices(of):
         for name, reference in of.found.curves.items():
-            if name not in of.found.bins:
+            if name not in of.found.choices:
                 for point in reference.points:
                     if point.n > 1:
                         free, charged = (generations_to_match(curve, point, paid) for paid in (False, True))
@@ -151,7 +155,8 @@ def record(of: OfRun) -> dict[str, Any]:
                 "policy": curve.name,
                 "estimation": curve.estimation,
                 "points": [
-                    {"n": p.n, "score": e.mean, "low": e.low, "high": e.high, "tokens": float(p.tokens.mean())}
+                    {"n": p.n, "score": e.mean, "low": e.low, "high": e.high}
+                    | {"tokens": float(p.tokens.mean()), "generations": p.generations}
                     for p in curve.points
                     if (e := p.estimate)
                 ],
@@ -186,7 +191,7 @@ def sheets(of: OfRun) -> list[Sheet]:
     ]
     if of.samples.ratings is None:
         notes.append(
-            "The samples are not rated, so the vote is the only plan and there is nothing to choose. For more plans "
+            "The samples are not rated, so the vote is the only plan, and only its N can be chosen. For more plans "
             "run with --set plan.aggregation=best-of."
         )
     if of.chains is not None:
@@ -250,7 +255,10 @@ def _gained(tested: Finding) -> tuple[str, str, str]:
 
 _AGREED = ("same bin as oracle %", "at most one apart %", "Spearman")
 _LOOK = "For looking at: the best number of a column is the best of several estimates, hence too high."
-_TOKENS = "Generated tokens a question: {}. They are equal for all policies, whose plans are parallel samples."
+_TOKENS = (
+    "Generated tokens a question: {}. They are equal for all policies that have N for every question, whose plans are "
+    "parallel samples. Own N: each bin has its own number, and a question at most N on average."
+)
 _REVISED = "Generated tokens a question, of one choice for all: {}. Tokens read are not in them, and are not equal."
 _ARRANGED = ("N", "plan", "score %", "generated tokens", "tokens read", "over parallel", "p", "p, Holm")
 _READ = (

@@ -105,11 +105,14 @@ def completion_keys(
     ]
     beside = None
     if not engine.rows_apart:
-        beside = full_digest([contents, sampling.n])
+        beside = full_digest([contents, [r.first for r in requests], sampling.n])
         contents = [[*content, place] for place, content in enumerate(contents)]
     common = full_digest([engine.identity(), list(weights), how, beside, source_digest()])
-    samples = [0] * sampling.n if greedy else range(sampling.n)
-    return [[full_digest([common, content, sample]) for sample in samples] for content in contents]
+    draws = [[0] * sampling.n if greedy else range(r.first, r.first + sampling.n) for r in requests]
+    return [
+        [full_digest([common, content, sample]) for sample in samples]
+        for content, samples in zip(contents, draws, strict=True)
+    ]
 
 
 @cache

@@ -135,14 +135,16 @@ def reply(
     samples: Samples | None = None,
 ) -> dict[str, Any]:
     """A chat.completion. `usage` counts all that was generated; `cotune` says which instruction and adapter gave it,
-    and where a plan made one answer of several `samples`, how many there were and the share that agrees with it."""
+    and where a plan made one answer of several `samples`, how many there were, the share that agrees with it, and the
+    difficulty bin that chose the plan if one did."""
     generated = samples.completions if samples else completions
-    read = tokens_read(conditioning.plan.chain if samples else 1, [c.prompt_tokens for c in generated])
+    read = tokens_read(samples.plan.chain if samples else 1, [c.prompt_tokens for c in generated])
     written = sum(c.generated_tokens for c in generated)
     adapter = conditioning.adapter.digest if conditioning.adapter else None
     made: dict[str, Any] = {"instruction": conditioning.prompt.instruction, "adapter": adapter}
     if samples:
-        made |= {"plan": recorded(conditioning.plan), "agreement": samples.agreement}
+        made |= {"plan": recorded(samples.plan), "agreement": samples.agreement}
+        made |= {"bin": samples.told.bin} if samples.told else {}
     return {
         "id": identity,
         "object": "chat.completion",

@@ -14,13 +14,13 @@ from queue import Empty, Full, Queue
 from typing import Any
 
 from cotune.bench import Bench, MemoryStore
-from cotune.chains import draw
 from cotune.engines.base import Request, Sampling
 from cotune.errors import CotuneError, UsageError
+from cotune.evaluate import complete
 from cotune.opened import Opened
-from cotune.plans import decided, sampling_of, scored
+from cotune.plans import decided, scored
 from cotune.serve.protocol import Refused
-from cotune.values import GREEDY, Completion, Conditioning, Example, Samples
+from cotune.values import GREEDY, AnyPlan, Completion, Conditioning, Example, InferencePlan, Samples, Told
 
 logger = logging.getLogger(__name__)
 
@@ -116,26 +116,22 @@ class Worker:
             ]
             for job, request in zip(jobs, requests, strict=True):
                 bench.engine.plan([request], job.sampling)  # says when it is too long
-            wanted = [
-                (job.sampling, 1)
-                if job.drawing is None or c.plan == GREEDY
-                else (sampling_of(c.plan, job.drawing), c.plan.chain)
+            asked: list[tuple[AnyPlan, Sampling]] = [
+                (GREEDY, job.sampling) if job.drawing is None or c.plan == GREEDY else (c.plan, job.drawing)
                 for job, c in zip(jobs, conditionings, strict=True)
             ]
-            for way in dict.fromkeys(wanted):
-                chosen = [i for i, own in enumerate(wanted) if own == way]
-                rows = draw(bench, [chats[i] for i in chosen], [requests[i] for i in chosen], *way)
-                for i, row in zip(chosen, rows, strict=True):
-                    answers[i] = self._answered(jobs[i], conditionings[i], requests[i], row)
-        return [answers[i] for i in range(len(jobs))]
 
-    def _answered(self, job: _Job, conditioning: Conditioning, request: Request, row: list[Completion]) -> Answer:
-        plan = conditioning.plan
-        if plan == GREEDY or job.drawing is None:
-            return conditioning, row, None
-        scores = scored(plan, request.prompt, row, conditioning.verifier, self._bench)
-        samples = decided(self.opened.task, job.example, plan, row, scores)
-        return conditioning, [row[samples.chosen]], samples
+            def answer(i: int, plan: InferencePlan, row: list[Completion], probed: Told | None) -> None:
+                if plan == GREEDY:
+                    answers[i] = conditionings[i], row, None
+                    return
+                scores = scored(plan, requests[i].prompt, row, conditionings[i].verifier, bench)
+                samples = decided(opened.task, jobs[i].example, plan, row, scores, probed)
+                answers[i] = conditionings[i], [row[samples.chosen]], samples
+
+            verifiers = [c.verifier for c in conditionings]
+            complete(opened.task, [job.example for job in jobs], chats, requests, asked, verifiers, bench, answer)
+        return [answers[i] for i in range(len(jobs))]
 
 
 def _refusal(error: Exception) -> Refused:

@@ -21,7 +21,7 @@ from cotune.models.lora import LoraFactors
 from cotune.plans import loaded_plan, saved_plan
 from cotune.scorers import VERIFIER
 from cotune.tasks.base import Task
-from cotune.values import GREEDY, Conditioning, Demonstration, Example, InferencePlan, Prompt, Tuned, Verifier
+from cotune.values import GREEDY, AnyPlan, Conditioning, Demonstration, Example, Prompt, Tuned, Verifier
 from cotune.verifier import loaded_verifier
 
 
@@ -134,13 +134,13 @@ class Fixed(Tuned):
 
     prompt: Prompt
     adapter: LoraFactors | None = None
-    plan: InferencePlan = GREEDY
+    plan: AnyPlan = GREEDY
     verifier: Verifier | None = None
 
     def condition(self, examples: Sequence[Example], bench: Any) -> list[Conditioning]:
         return [Conditioning(self.prompt, self.adapter, self.plan, self.verifier)] * len(examples)
 
-    def under(self, plan: InferencePlan, verifier: Verifier | None = None) -> Fixed:
+    def under(self, plan: AnyPlan, verifier: Verifier | None = None) -> Fixed:
         return replace(self, plan=plan, verifier=verifier)
 
     def save(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ from cotune.difficulty.allocation import (
     folds,
     gain,
     generations_to_match,
+    shared_out,
+    spread,
     two_fold,
     uniform,
 )
@@ -292,3 +295,72 @@ def test_bad_input() -> None:
         by_difficulty(made, None, [1], 8, 2, random)
     with pytest.raises(UsageError, match="at least one number of generations"):
         by_difficulty(made, None, [], 4, 2, random)
+
+
+# ---- an N of its own for each bin ----
+
+
+def test_generations_are_shared_out_exactly() -> None:
+    """Three bins of 2, 1 and 1 questions, N = 2: eight generations. By hand: the last bin takes 4, the first ones 1."""
+    values = np.array([[0.9, 0.9, 0.95], [0.1, 0.1, 0.1], [0.2, 0.5, 0.9]])
+    counts = np.array([2, 1, 1])
+    assert shared_out(values, counts, [1, 2, 4], 2) == (0, 0, 2)
+    assert shared_out(values, counts, [1, 2, 4], 1) == (0, 0, 0)
+    assert shared_out(values, counts, [1, 2, 4], 4) == (2, 0, 2)  # what gains nothing takes the fewest
+    with pytest.raises(UsageError, match="fewer than the smallest"):
+        shared_out(values, counts, [2, 4, 8], 1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 4))
+def test_no_more_generations_than_allowed_on_average_in_either_fold(seed: int, questions: int, count: int) -> None:
+    random = np.random.default_rng(seed)
+    measured = [
+        Measured(n, (Plan(MAJORITY), Plan(BEST)), random.random((2, questions)), random.random((2, questions)))
+        for n in (1, 2, 4)
+    ]
+    bins = random.integers(count, size=questions)
+    fold = folds(bins, random)
+    for at, point in zip(measured, spread("x", 0, measured, (1, 2, 4), bins, fold).points, strict=True):
+        assert point.own is not None
+        assert point.generations <= at.n
+        for half in (0, 1):
+            assert not (fold == half).any() or point.own[fold == half].mean() <= at.n
+        for q, (n, plan) in enumerate(zip(point.own.tolist(), point.plans, strict=True)):
+            own = next(m for m in measured if m.n == n)
+            assert point.scores[q] == own.scores[own.plans.index(plan), q]
+
+
+def test_shared_out_is_the_best_of_all_combinations() -> None:
+    random = np.random.default_rng(5)
+    for _ in range(30):
+        bins, sizes = int(random.integers(1, 4)), [1, 2, 3, 5]
+        values, counts = random.random((bins, 4)), random.integers(1, 6, size=bins)
+        n = int(random.integers(1, 6))
+        every = [
+            sum(c * v[s] for c, v, s in zip(counts, values, places, strict=True))
+            for places in product(range(4), repeat=bins)
+            if sum(c * sizes[s] for c, s in zip(counts, places, strict=True)) <= n * counts.sum()
+        ]
+        found = shared_out(values, counts, sizes, n)
+        assert sum(c * sizes[s] for c, s in zip(counts, found, strict=True)) <= n * counts.sum()
+        assert sum(c * v[s] for c, v, s in zip(counts, values, found, strict=True)) == pytest.approx(max(every))
+
+
+def test_an_n_of_its_own_beats_the_same_n_where_the_bins_differ() -> None:
+    """Easy questions are always right; hard ones are right in 0.6 of two answers, and gain from every other vote."""
+    exact = [[majority_accuracy([p, 1 - p], 16)[n - 1] for p in (1.0, 0.6)] for n in range(1, 17)]
+    measured = [
+        Measured(n, (Plan(MAJORITY),), np.repeat([right], 20, axis=1), np.full((1, 40), float(n)))
+        for n, right in enumerate(exact, 1)
+    ]
+    bins, sizes = np.repeat([0, 1], 20), (1, 2, 4, 8)
+    fold = folds(bins, np.random.default_rng(0))
+    own = spread("x", 4, measured, sizes, bins, fold)
+    same = chosen("x", 0, [m for m in measured if m.n in sizes], bins, fold)
+    assert [p.n for p in own.points] == [1, 2, 4, 8]
+    assert [[p.own[0], p.own[-1]] for p in own.points if p.own is not None] == [[1, 1], [1, 3], [1, 7], [1, 15]]
+    assert [p.accuracy for p in own.points] == pytest.approx([(1 + exact[n - 1][1]) / 2 for n in (1, 3, 7, 15)])
+    # Four on average are as good as eight for everybody; telling the difficulty took four.
+    assert generations_to_match(own, same.points[3], charged=False).generations == 4
+    assert generations_to_match(own, same.points[3], charged=True).generations == 8

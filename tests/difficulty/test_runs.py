@@ -16,7 +16,7 @@ from reference.run_folders import rows_of, write_rows, write_run
 from typer.testing import CliRunner
 
 from cotune.cli import app
-from cotune.difficulty.allocation import BY_ENTROPY, BY_RATING, ONE_CHOICE, ORACLE, by_difficulty
+from cotune.difficulty.allocation import BY_ENTROPY, BY_RATING, ONE_CHOICE, ORACLE, OWN_N, by_difficulty
 from cotune.difficulty.attempts import attempts
 from cotune.difficulty.plans import BEST, MAJORITY, WEIGHTED
 from cotune.difficulty.runs import of_run
@@ -76,7 +76,7 @@ def test_the_samples_are_those_of_the_rows(run: Path) -> None:
     expected = attempts(predictions, right, [k["generated_tokens"] for k in kept], rated)
     found = of_run(run)
     assert (found.estimated, found.few, found.judged) == (8, 4, 8)
-    own = by_difficulty(expected, None, [1, 2, 4, 8], 8, 4, np.random.default_rng(3))  # the run's seed
+    own = by_difficulty(expected, None, [1, 2, 4, 8], 8, 4, np.random.default_rng(3), range(1, 9))  # the run's seed
     for name, curve in own.curves.items():
         assert [p.scores.tolist() for p in found.found.curves[name].points] == [p.scores.tolist() for p in curve.points]
 
@@ -86,7 +86,9 @@ def test_the_numbers_by_hand_and_the_same_again(run: Path) -> None:
     kept = [row["samples"] for row in sampled()]
     right = np.array([[vote == 0 for vote in k["votes"]] for k in kept], dtype=float)
     curves = {curve["policy"]: curve for curve in value["curves"]}
-    assert list(curves) == [MAJORITY, BEST, WEIGHTED, ONE_CHOICE, ORACLE, BY_ENTROPY, BY_RATING]
+    choices = [ORACLE, BY_ENTROPY, BY_RATING]
+    everyone = [MAJORITY, BEST, WEIGHTED, ONE_CHOICE, ONE_CHOICE + OWN_N]
+    assert list(curves) == [*everyone, *choices, *(name + OWN_N for name in choices)]
     first = curves[MAJORITY]["points"][0]
     assert first["score"] == pytest.approx(right[:, 8:].mean())  # only the samples that told no difficulty judge
     assert first["tokens"] == pytest.approx(np.mean([5 + q % 3 for q in range(QUESTIONS)]))
@@ -100,7 +102,7 @@ def test_the_numbers_by_hand_and_the_same_again(run: Path) -> None:
     assert all(sum(counts) == QUESTIONS for counts in value["bins"].values())
     assert value["agreements"].keys() == {BY_ENTROPY, BY_RATING}
     for match in value["to_match"]:
-        cost = {ORACLE: 8, BY_ENTROPY: 4, BY_RATING: 4}[match["policy"]]
+        cost = {ORACLE: 8, BY_ENTROPY: 4, BY_RATING: 4}[match["policy"].removesuffix(OWN_N)]
         for end, free in match["free"].items():
             assert match["charged"][end] == (None if free is None else free + cost)
     assert told(run) == value == json.loads(json.dumps(record(of_run(run))))
@@ -124,8 +126,9 @@ def test_the_text_says_what_was_parted_and_every_table(run: Path) -> None:
 def test_without_ratings_there_is_one_plan_and_the_text_says_so(tmp_path: Path) -> None:
     folder = write(tmp_path, sampled(8, rated=False))
     value = told(folder)
-    assert [curve["policy"] for curve in value["curves"]] == [MAJORITY, ONE_CHOICE, ORACLE, BY_ENTROPY]
-    assert {(g["gain"], g["significant"]) for g in value["gains"]} == {(0.0, False)}
+    same = [curve["policy"] for curve in value["curves"] if not curve["policy"].endswith(OWN_N)]
+    assert same == [MAJORITY, ONE_CHOICE, ORACLE, BY_ENTROPY]
+    assert {(g["gain"], g["significant"]) for g in value["gains"] if g["policy"] in same} == {(0.0, False)}
     assert (value["rated"], value["samples"], value["judged"]) == (False, 8, 4)
     assert "--set plan.aggregation=best-of" in CliRunner().invoke(app, ["difficulty", str(folder)]).output
 

@@ -73,6 +73,7 @@ def test_everything_a_completion_depends_on_is_in_its_key(random_base: BaseModel
     assert keys(engine, sampling=replace(GREEDY, seed=9, top_p=0.5)) == keys(engine)  # greedy does not draw
     assert keys(engine, sampling=replace(GREEDY, n=2)) == keys(engine) * 2
     assert keys(engine, sampling=replace(sampled, n=1)) == keys(engine, sampling=sampled)[:1]
+    assert keys(engine, replace(ASKED[0], first=1), replace(sampled, n=1)) == keys(engine, sampling=sampled)[1:]
 
 
 def test_rows_that_move_each_other_are_found_with_their_batch_alone(random_base: BaseModel) -> None:
@@ -81,7 +82,8 @@ def test_rows_that_move_each_other_are_found_with_their_batch_alone(random_base:
     assert completion_keys(engine, ["w"], [[1], [2]], ASKED[:2], GREEDY) == pair
     alone = completion_keys(engine, ["w"], [[1]], ASKED[:1], GREEDY)
     twice = completion_keys(engine, ["w"], [[1], [1]], [ASKED[0], ASKED[0]], GREEDY)
-    assert len({row[0] for row in [*pair, *alone, *twice]}) == 5
+    later = completion_keys(engine, ["w"], [[1]], [replace(ASKED[0], first=1)], GREEDY)
+    assert len({row[0] for row in [*pair, *alone, *twice, *later]}) == 6
 
 
 def test_a_second_bench_generates_nothing_and_books_the_same(random_base: BaseModel, cache: GenerationCache) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_requests_say_what_sampling_says(server: ChatServer) -> None:
     assert len(set(seeds)) == 3 and all(0 <= seed < 2**31 for seed in seeds)
     engine.generate([request], Sampling(8, temperature=0.5, n=3, seed=1))
     assert [body["seed"] for _, body, _ in server.seen[4:]] == seeds
+    engine.generate([replace(request, first=1)], Sampling(8, temperature=0.5, n=2, seed=1))
+    assert [body["seed"] for _, body, _ in server.seen[7:]] == seeds[1:]
     engine.limit_name = "max_completion_tokens"
     engine.generate([request], GREEDY)
     assert server.seen[-1][1]["max_completion_tokens"] == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,9 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn_but_on_the_seed(requests
     four = transformers_engine.generate(requests[:3], Sampling(16, temperature=1.0, n=4))
     other = transformers_engine.generate(requests[:3], Sampling(16, temperature=1.0, n=1, seed=1))
     assert [row[0] for row in four] == [row[0] for row in one]
+    later = [replace(request, first=1) for request in requests[:3]]
+    rest = transformers_engine.generate(later, Sampling(16, temperature=1.0, n=3))
+    assert [row[1:] for row in four] == rest
     assert [row[0].token_ids for row in other] != [row[0].token_ids for row in one]
 
 

@@ -251,3 +251,14 @@ def test_a_cache_that_is_too_small_or_too_large_names_the_setting(base: BaseMode
     engine = VllmEngine(base, max_rank=None, cache_gib=gib)
     with pytest.raises(CotuneError, match=rf"vLLM failed with tiny: .*{told}"):
         engine.generate([Request("x")], Sampling(4))
+
+
+def test_a_request_for_later_samples_has_the_seeds_of_these(
+    random_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(SamplingParams=types.SimpleNamespace))
+    engine, sampling = VllmEngine.__new__(VllmEngine), Sampling(4, temperature=1.0, n=4)
+    engine.base = random_base
+    seeds = [engine._parameters(sampling, Request("x"), s).seed for s in range(4)]
+    assert [engine._parameters(sampling, Request("x", first=2), s).seed for s in range(2)] == seeds[2:]
+    assert len({*seeds}) == 4
