@@ -99,10 +99,7 @@ def completion_keys(
     """
     greedy = sampling.temperature == 0
     how = asdict(replace(sampling, n=1, seed=0, top_p=1.0) if greedy else replace(sampling, n=1))
-    contents = [
-        [ids, r.adapter.digest if r.adapter else None, *([r.first] if r.first else [])]
-        for ids, r in zip(contents, requests, strict=True)
-    ]
+    contents = [[ids, r.adapter.digest if r.adapter else None] for ids, r in zip(contents, requests, strict=True)]
     beside = None
     if not engine.rows_apart:
         beside = full_digest([contents, [r.first for r in requests], sampling.n])
