@@ -330,7 +330,7 @@ def with_verifier(config: RunConfig, start: Fixed, problem: Problem, bench: Benc
     """
     task, train, limit = problem.task, problem.train, problem.sampling.max_new_tokens
     try:
-        verifier = verifier_for(start.plan, [start], config.verifier, task, train, limit, bench)
+        verifier = verifier_for(config.plan.value, [start], config.verifier, task, train, limit, bench)
     except BudgetExhausted as stop:
         raise CotuneError(
             f"{stop} That is before the verifier has learned. Raise --budget, lower verifier.examples or "
