@@ -142,7 +142,8 @@ def _one_plan(events: Events) -> str | None:
     gain = ""
     if policy["error"] is not None:
         gain = f" ({policy['gain']:+.3f} of utility, standard error {policy['error']:.3f})"
+    count = policy["samples"]
     return (
-        f"A plan for each difficulty gains nothing that is sure on the train questions{gain}, so one plan answers all: "
-        f"{policy['samples']} samples."
+        f"A plan for each difficulty gains nothing that is sure on the train questions{gain}, so one plan of {count} "
+        f"sample{'s' * (count > 1)} answers all."
     )

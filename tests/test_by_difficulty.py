@@ -224,7 +224,7 @@ def test_where_all_are_alike_one_plan_answers_all_and_the_run_says_so(random_bas
     (policy,) = of_kind(events, "policy")
     assert not policy["by_difficulty"]
     (note,) = warnings([{"kind": e.kind, **e.data} for e in events])
-    assert "one plan answers all: 1 samples" in note
+    assert "one plan of 1 sample answers all" in note
 
 
 def test_the_rest_of_a_killed_run_gives_the_same(random_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
