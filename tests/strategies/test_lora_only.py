@@ -224,10 +224,10 @@ def test_micro_batches_and_seeds(base: BaseModel) -> None:
 
     whole, split, other = adapter(), adapter(micro_batch_size=3), adapter(seed=1)
     assert whole.digest == adapter().digest != other.digest
-    # AdamW divides by the gradient's size, so rounding shows where that is near 0: 5% of one step of 1e-2.
+    # AdamW divides by the gradient's size, so rounding shows where that is near 0: 10% of one step of 1e-2.
     for name, (lora_a, lora_b) in whole.factors.items():
-        torch.testing.assert_close(split.factors[name][0], lora_a, rtol=1e-3, atol=5e-4)
-        torch.testing.assert_close(split.factors[name][1], lora_b, rtol=1e-3, atol=5e-4)
+        torch.testing.assert_close(split.factors[name][0], lora_a, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(split.factors[name][1], lora_b, rtol=1e-3, atol=1e-3)
 
 
 def test_gradient_checkpointing_runs_forward_again_and_changes_no_byte(base: BaseModel) -> None:
