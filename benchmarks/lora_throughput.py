@@ -164,10 +164,11 @@ def main() -> None:
             options.device,
         )
         if options.json:
-            print(json.dumps({"size": size, "rows": options.rows, "device": options.device, "variants": result}))
+            about = {"size": size, "rows": options.rows, "device": options.device, "threads": options.threads}
+            print(json.dumps(about | {"variants": result}))
             continue
         tokens = f"{options.prompt_tokens} + {options.new_tokens} tokens"
-        print(f"{size}, batch of {options.rows}, {tokens}, {options.device}")
+        print(f"{size}, batch of {options.rows}, {tokens}, {options.device}, {options.threads} thread(s)")
         for name, row in result.items():
             print(f"  {name:28}{row['tokens_per_second']:10,.0f} tok/s   {row['generated_is_times']:6.2f}x")
         print("  (x: how many times as fast a generated adapter per row is)")

@@ -23,15 +23,14 @@ from cotune.values import (
     Evaluation,
     Example,
     Grade,
-    InferencePlan,
     PlanByDifficulty,
     Samples,
     Told,
     Verifier,
 )
 
-Answer = Callable[[int, InferencePlan, list[Completion], Told | None], None]
-"""Sees a question's place, the plan that answers it, all of its completions and what a probe has told."""
+Answer = Callable[[int, list[Completion], Samples | None], None]
+"""Sees a question's place, all of its completions, and what its plan made of them (None: it is greedy)."""
 
 
 def evaluate(
@@ -57,13 +56,11 @@ def evaluate(
     spoken: dict[int, Completion] = {}
     drawn: dict[int, tuple[Samples, dict[str | None, float]]] = {}
 
-    def answer(i: int, plan: InferencePlan, completions: list[Completion], probed: Told | None) -> None:
-        if plan == GREEDY:
+    def answer(i: int, completions: list[Completion], samples: Samples | None) -> None:
+        if samples is None:
             (spoken[i],) = completions
             grades[i] = task.grade(examples[i], spoken[i].text, spoken[i].truncated)
             return
-        scores = scored(plan, rendered[i], completions, conditionings[i].verifier, bench)
-        samples = decided(task, examples[i], plan, completions, scores, probed)
         spoken[i] = samples.completions[samples.chosen]
         grades[i], worth = judged(task, examples[i], samples)
         drawn[i] = samples, worth
@@ -102,32 +99,42 @@ def complete(
     """The completions of every question under its plan, `asked` with what decodes where the plan is greedy.
 
     Questions that sample alike are generated together. Under a plan by difficulty that is first the probe, and then,
-    for those whose bin's plan has more samples, the others: their prompts are read a second time. `answer` is called
-    for a question as soon as it has all of its completions, `so_far` for the progress display. Raises like `evaluate`.
+    for those whose bin's plan has more samples, the others: their prompts are read a second time, no sample is rated
+    twice by one scorer. `answer` is called for a question as soon as it has all of its completions, `so_far` for the
+    progress display. Raises like `evaluate`.
     """
-    probes: dict[int, tuple[Told, list[Completion]]] = {}
+    probes: dict[int, tuple[Told, list[Completion], tuple[float | None, ...]]] = {}
     rest: dict[int, tuple[Request, tuple[Sampling, int]]] = {}
     of = {pair: sampling_of(*pair) for pair in dict.fromkeys(asked)}
 
+    def rate(i: int, plan: AnyPlan, completions: list[Completion]) -> tuple[float | None, ...]:
+        return scored(plan, requests[i].prompt, completions, verifiers[i], bench)
+
     def take(i: int, completions: list[Completion]) -> None:
-        plan, probed = asked[i][0], None
+        plan = asked[i][0]
         if isinstance(plan, PlanByDifficulty):
-            if i not in probes:
-                probes[i] = (
-                    told(task, examples[i], plan, requests[i].prompt, completions, verifiers[i], bench),
-                    completions,
-                )
-                more = plan.plans[probes[i][0].bin].samples - plan.probe
-                if all(c.truncated and not c.generated_tokens for c in completions):
-                    completions = completions + completions[:1] * more  # no room for an answer, nor for another one
-                elif more:
-                    rest[i] = replace(requests[i], first=plan.probe), (replace(of[asked[i]], n=more), 1)
-                    return
-            else:
-                completions = probes[i][1] + completions
-            probed = probes[i][0]
-            plan = plan.plans[probed.bin]
-        answer(i, plan, completions, probed)
+            take_probed(i, plan, completions)
+        elif plan == GREEDY:
+            answer(i, completions, None)
+        else:
+            answer(i, completions, decided(task, examples[i], plan, completions, rate(i, plan, completions)))
+
+    def take_probed(i: int, plan: PlanByDifficulty, completions: list[Completion]) -> None:
+        if i not in probes:
+            ratings = rate(i, plan, completions)
+            probes[i] = told(task, examples[i], plan, completions, ratings), completions, ratings
+            more = plan.plans[probes[i][0].bin].samples - plan.probe
+            if more and not all(c.truncated and not c.generated_tokens for c in completions):
+                rest[i] = replace(requests[i], first=plan.probe), (replace(of[asked[i]], n=more), 1)
+                return
+            completions = completions[:1] * more  # none, or no room for an answer, nor for another one
+        probed, first, ratings = probes[i]
+        own, whole = plan.plans[probed.bin], first + completions
+        if own.scorer == plan.scorer:
+            scores = ratings + rate(i, own, completions) if completions else ratings
+        else:
+            scores = rate(i, own, whole)
+        answer(i, whole, decided(task, examples[i], own, whole, scores, probed))
 
     def generate(wanted: Mapping[int, tuple[Request, tuple[Sampling, int]]]) -> None:
         for way in dict.fromkeys(own for _, own in wanted.values()):

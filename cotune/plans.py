@@ -200,15 +200,12 @@ def told(
     task: Task,
     example: Example,
     plan: PlanByDifficulty,
-    prompt: str,
     completions: Sequence[Completion],
-    verifier: Verifier | None = None,
-    bench: Any = None,
+    ratings: Sequence[float | None],
 ) -> Told:
-    """The bin of a question from the completions of its probe, which are read as votes or by the plan's scorer."""
+    """The bin of a question from the completions of its probe, read as votes, or by the plan's scorer as `ratings`."""
     votes = [task.vote(example, c.text, c.truncated) for c in completions]
-    rated = scored(plan, prompt, completions, verifier, bench) if plan.scorer is not None else None
-    return probing.told(plan.edges, votes, rated)
+    return probing.told(plan.edges, votes, ratings if plan.scorer is not None else None)
 
 
 def decided(

@@ -18,9 +18,8 @@ from cotune.engines.base import Request, Sampling
 from cotune.errors import CotuneError, UsageError
 from cotune.evaluate import complete
 from cotune.opened import Opened
-from cotune.plans import decided, scored
 from cotune.serve.protocol import Refused
-from cotune.values import GREEDY, AnyPlan, Completion, Conditioning, Example, InferencePlan, Samples, Told
+from cotune.values import GREEDY, AnyPlan, Completion, Conditioning, Example, Samples
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +120,8 @@ class Worker:
                 for job, c in zip(jobs, conditionings, strict=True)
             ]
 
-            def answer(i: int, plan: InferencePlan, row: list[Completion], probed: Told | None) -> None:
-                if plan == GREEDY:
-                    answers[i] = conditionings[i], row, None
-                    return
-                scores = scored(plan, requests[i].prompt, row, conditionings[i].verifier, bench)
-                samples = decided(opened.task, jobs[i].example, plan, row, scores, probed)
-                answers[i] = conditionings[i], [row[samples.chosen]], samples
+            def answer(i: int, row: list[Completion], samples: Samples | None) -> None:
+                answers[i] = conditionings[i], [row[samples.chosen]] if samples else row, samples
 
             verifiers = [c.verifier for c in conditionings]
             complete(opened.task, [job.example for job in jobs], chats, requests, asked, verifiers, bench, answer)
