@@ -20,6 +20,7 @@ from cotune.models.registry import MODELS
 from cotune.record import read_json, read_rows
 from cotune.revision import KEPT
 from cotune.tasks.base import Task
+from cotune.values import of_n
 from cotune.wording import cost_lines
 
 _UNKNOWN = "not known to cotune; look at the model's own page"
@@ -105,7 +106,7 @@ def _aggregate(bundle: Bundle) -> list[str]:
 def _said(plan: Aggregate) -> str:
     by = f" by {_plain(plan.scorer)}" if plan.scorer else ""
     rows = f" in chains of {plan.chain}, each in sight of the latest {KEPT} before it" if plan.chain > 1 else ""
-    return f"{plan.aggregation} of {plan.samples} completions{rows}{by}"
+    return f"{of_n(plan.aggregation, plan.samples)} completions{rows}{by}"
 
 
 def ten_lines(bundle: Bundle, adapter: bool) -> str:

@@ -39,6 +39,7 @@ from cotune.values import (
     Samples,
     Told,
     Verifier,
+    of_n,
 )
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ def check_bins(plan: PlanByDifficulty) -> PlanByDifficulty:
     for own in map(check, plan.plans):
         if own == GREEDY or own.samples < plan.probe or own.chain > 1:
             raise UsageError(
-                f"A probe of {plan.probe} independent samples cannot be part of the plan {own.aggregation} of "
-                f"{own.samples}{f' in chains of {own.chain}' if own.chain > 1 else ''}."
+                f"A probe of {plan.probe} independent samples cannot be part of the plan "
+                f"{of_n(own.aggregation, own.samples)}{f' in chains of {own.chain}' if own.chain > 1 else ''}."
             )
     if len({(own.temperature, own.top_p) for own in plan.plans}) > 1:
         raise UsageError("The plans of all difficulties share their first samples, so also temperature and top_p.")

@@ -129,6 +129,11 @@ class Verifier(Protocol):
 Aggregation = Literal["greedy", "majority", "best-of", "weighted-best-of"]
 
 
+def of_n(aggregation: str, n: int) -> str:
+    """As one says it: majority of 8, best-of-8."""
+    return f"{aggregation}-{n}" if aggregation.endswith("of") else f"{aggregation} of {n}"
+
+
 @dataclass(frozen=True)
 class InferencePlan:
     """How an example is answered: `samples` completions, made into one answer by `aggregation` (plans.py).

@@ -10,6 +10,7 @@ from cotune.cells import LEVERS
 from cotune.compare.escape import clean
 from cotune.compare.render import Sheet, count, estimate, two_digits
 from cotune.compare.stats import Estimate, wilson
+from cotune.values import of_n
 
 
 def run_text(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -71,7 +72,7 @@ def _plan(plan: Mapping[str, Any]) -> str:
     by = f" by {plan['scorer']}" if plan["scorer"] else ""
     drawn = f"temperature {plan['temperature']:g}, top_p {plan['top_p']:g}"
     rows = f" in chains of {plan['chain']}" if "chain" in plan else ""
-    return f"{plan['aggregation']} of {plan['samples']}{rows}{by} ({drawn})"
+    return f"{of_n(plan['aggregation'], plan['samples'])}{rows}{by} ({drawn})"
 
 
 def cost_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cotune.cli import app
 from cotune.config import RunConfig, resolve
+from cotune.difficulty.choosing import Choice
 from cotune.difficulty.runs import of_run
 from cotune.errors import UsageError
 from cotune.experiment import check_black_box, make_strategy
@@ -52,7 +53,7 @@ def test_the_run_trains_a_verifier_pays_for_it_and_ranks_by_it(verified: Path) -
         different = dict(zip(kept["completions"], kept["generated_tokens"], strict=True))
         read += row["prompt_tokens"] * (1 + len(different)) + sum(different.values())
     assert summary["serving"]["answers"]["read_tokens"] == read / len(rows)
-    assert "of 8 by verifier" in CliRunner().invoke(app, ["show", str(verified)]).output
+    assert "weighted-best-of-8 by verifier" in CliRunner().invoke(app, ["show", str(verified)]).output
 
 
 def test_what_is_measured_is_not_learned_from(verified: Path) -> None:
@@ -92,6 +93,42 @@ def test_its_ratings_predict_difficulty(verified: Path) -> None:
     kept = [row["samples"]["scores"] for row in read_rows(verified / "predictions.jsonl")]
     assert found.samples.ratings is not None
     assert found.samples.ratings[:, :, 0].tolist() == kept
+
+
+def test_of_a_chain_every_attempt_is_judged_behind_the_question_alone(tmp_path: Path) -> None:
+    run = finished_run(tmp_path, Path("tiny"), "zero-shot", 24, **SMALL, **PLAN, plan__chain=4)
+    samples = [row["samples"] for row in read_rows(run / "predictions.jsonl")]
+    for kept in samples:
+        assert len(kept["scores"]) == 8 and all(0 <= score <= 1 for score in kept["scores"])
+        # What a later attempt has seen does not count: the same words have the same score at every place.
+        by_words = dict(zip(kept["completions"], kept["scores"], strict=True))
+        assert kept["scores"] == [by_words[words] for words in kept["completions"]]
+    assert any(len(set(kept["completions"])) < 8 for kept in samples)
+    assert any(len(set(kept["scores"])) > 2 for kept in samples)
+    assert regrade(run)["changed"] == 0
+    expected = answered(run, tmp_path)
+    export(run, tmp_path / "bundle")
+    assert answered(tmp_path / "bundle", tmp_path) == expected
+
+
+def test_a_plan_for_each_difficulty_is_told_by_the_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Choice, "parts", property(lambda self: True))  # bins are bought, whatever they gain
+    run = finished_run(
+        tmp_path, Path("tiny"), "plan-only", 24, **SMALL,
+        inference__samples=4, inference__completions=32, inference__aggregation="weighted-best-of",
+        inference__scorer="verifier", difficulty__bins=2, difficulty__probe=2, difficulty__told_by="rating",
+    )  # fmt: skip
+    plan = read_json(run / "tuned/tuned.json")["plan"]
+    assert (plan["scorer"], len(plan["plans"])) == ("verifier", 2)
+    for row in read_rows(run / "predictions.jsonl"):
+        told = row["difficulty"]
+        assert told["bin"] == sum(told["ease"] < edge for edge in plan["edges"])
+        if row["samples"]["scores"] is not None:
+            assert told["ease"] == pytest.approx(sum(row["samples"]["scores"][:2]) / 2)
+    assert regrade(run)["changed"] == 0
+    expected = answered(run, tmp_path)
+    export(run, tmp_path / "bundle")
+    assert answered(tmp_path / "bundle", tmp_path) == expected
 
 
 def test_a_plan_chosen_after_the_weights_has_a_verifier_of_what_they_answer(

@@ -37,6 +37,7 @@ from cotune.difficulty.bins import (
 )
 from cotune.difficulty.plans import Measured, Plan, measure
 from cotune.errors import UsageError
+from cotune.values import of_n
 
 OWN_N = ", own N"  # after the name of a difficulty: each bin has a number of generations of its own
 ONE_CHOICE, ORACLE, BY_ENTROPY, BY_RATING = "one choice for all", "oracle", "predicted, entropy", "predicted, rating"
@@ -200,7 +201,7 @@ def uniform(aggregation: str, measured: Sequence[Measured]) -> Curve:
     for at in measured:
         plan = Plan(aggregation) if at.n > 1 else at.plans[0]  # of one answer all aggregations are the same
         if plan not in at.plans:
-            raise UsageError(f"There is no {aggregation} of {at.n} generations; rate the attempts first.")
+            raise UsageError(f"There is no {of_n(aggregation, at.n)} generations; rate the attempts first.")
         place = at.plans.index(plan)
         points.append(Point(at.n, at.scores[place], at.tokens[place], (plan,) * at.scores.shape[1]))
     return Curve(aggregation, 0, tuple(points))
