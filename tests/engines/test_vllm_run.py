@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,27 @@ def test_a_run_comes_again_byte_for_byte(strategy: str, tmp_path: Path) -> None:
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
     adapters = {row["adapter"] for row in read_rows(first.folder / "predictions.jsonl")}
     assert (adapters == {None}) == (strategy in ("zero-shot", "prompt-only"))
+
+
+CHAINS = {"aggregation": "weighted-best-of", "samples": 4, "chain": 2, "scorer": "verifier"}
+BINS = {"samples": 4, "completions": 64, "aggregation": "weighted-best-of"}
+
+
+@pytest.mark.parametrize(
+    "levers",
+    [
+        {"strategy": "zero-shot", "plan": CHAINS, "verifier": {"examples": 8}},
+        {"strategy": "plan-only", "inference": BINS, "difficulty": {"bins": 2, "probe": 2}},
+        {"strategy": "sequential", "sequential": {"stages": "w,i"}, "inference": BINS},
+    ],
+    ids=["chains and a verifier", "a plan for each difficulty", "weights, then the plan"],
+)
+def test_several_samples_come_again_byte_for_byte(levers: dict[str, Any], tmp_path: Path) -> None:
+    config = resolve(SMALL, levers)
+    first, second = (run(config, tmp_path / name) for name in ("first", "second"))
+    rows = (first.folder / "predictions.jsonl").read_bytes()
+    assert rows == (second.folder / "predictions.jsonl").read_bytes()
+    assert (first.folder / "tuned/tuned.json").read_bytes() == (second.folder / "tuned/tuned.json").read_bytes()
+    answered = read_rows(first.folder / "predictions.jsonl")
+    assert all(len(row["samples"]["completions"]) == row["plan"]["samples"] for row in answered if row["samples"])
+    assert any(row["samples"] for row in answered)
