@@ -47,6 +47,7 @@ def story(path: Path) -> dict[str, Any]:
         "changed": changed(run.config),
         "summary": dict(run.summary) or None,
         "curves": curves(events),
+        "arms": arms(events),
         "warnings": warnings(events),
         "events": len(events),
         "tuned": tuned,
@@ -82,6 +83,21 @@ def curves(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def arms(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Candidates of a bandit with their mean utility at N = 1, 2, ... (null: never seen), and the N that was chosen."""
+    chosen = {e.get("stage"): e.get("samples") for e in events if e.get("kind") == "policy" and "learner" in e}
+    return [
+        {
+            "stage": str(e.get("stage", "")),
+            "prompt": e.get("text"),
+            "utility": e.get("utility", []),
+            "chosen": chosen.get(e.get("stage")) if e.get("chosen") else None,
+        }
+        for e in events
+        if e.get("kind") == "arm"
+    ]
+
+
 def text(told: Mapping[str, Any]) -> str:
     """The story for a terminal, every foreign character made harmless."""
     lines = [f"{told['run']}: {told['status']}" + (f" ({told['reason']})" if told["reason"] else "")]
@@ -98,6 +114,7 @@ def text(told: Mapping[str, Any]) -> str:
         name = " ".join(filter(None, (curve["stage"], curve["kind"], curve["key"])))
         ends = f"{values[0]:.4g} -> {values[-1]:.4g}, {len(values)} values"
         lines.append(f"  {name:<32} {sparkline(values)}  {ends}")
+    lines += ["", *_arms(told["arms"])] if told["arms"] else []
     lines += ["", *_tuned(told["tuned"])]
     if told["examples"]:
         lines += ["", f"first {len(told['examples'])} test rows"]
@@ -112,6 +129,26 @@ def text(told: Mapping[str, Any]) -> str:
             lines.append(f"    note        {short(row['note'], 100)}")
     lines += ["", *(f"problem: {p}" for p in told["problems"])] if told["problems"] else []
     return "\n".join(clean(line) for line in lines) + "\n"
+
+
+def _arms(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """N = 1, 2, 4, ..., the largest and the chosen; * marks the best candidate of a column, > the chosen one."""
+    largest = max(len(arm["utility"]) for arm in arms)
+    powers = {2**i for i in range(largest.bit_length())}
+    columns = sorted(powers | {largest} | {arm["chosen"] for arm in arms if arm["chosen"]})
+    best = {n: max((u for arm in arms if (u := _at(arm, n)) is not None), default=None) for n in columns}
+    lines = ["arms: mean utility by number of samples (* best of its column, > chosen)"]
+    lines.append("  " + "".join(f"{f'N = {n}':>9}" for n in columns))
+    for arm in arms:
+        cells = ["" if (u := _at(arm, n)) is None else f"{u:.3f}{'*' if u == best[n] else ' '}" for n in columns]
+        what = "what was at hand" if arm["prompt"] is None else short(arm["prompt"], 80)
+        chosen = f"  (N = {arm['chosen']})" if arm["chosen"] else ""
+        lines.append(("> " if chosen else "  ") + "".join(f"{cell:>9}" for cell in cells) + f"  {what}{chosen}")
+    return lines
+
+
+def _at(arm: Mapping[str, Any], n: int) -> float | None:
+    return arm["utility"][n - 1] if n <= len(arm["utility"]) else None
 
 
 def _tuned(tuned: Mapping[str, Any] | None) -> list[str]:
