@@ -7,8 +7,8 @@ for all. It does not know which split the examples are from or why they are scor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from cotune.bench import Bench
 from cotune.chains import Chat, draw
@@ -33,6 +33,23 @@ Answer = Callable[[int, list[Completion], Samples | None], None]
 """Sees a question's place, all of its completions, and what its plan made of them (None: it is greedy)."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """An example as the model is asked it, under a plan; `sampling` decodes where that is greedy."""
+
+    example: Example
+    chat: Chat
+    request: Request
+    plan: AnyPlan
+    sampling: Sampling
+    verifier: Verifier | None
+
+    @classmethod
+    def of(cls, task: Task, example: Example, c: Conditioning, sampling: Sampling, bench: Bench) -> Self:
+        chat = task.messages(c.prompt, example)
+        return cls(example, chat, Request(bench.base.render(chat), c.adapter), c.plan, sampling, c.verifier)
+
+
 def evaluate(
     task: Task,
     examples: Sequence[Example],
@@ -49,9 +66,7 @@ def evaluate(
     answered, so that the progress display has the score so far.
     Raises BudgetExhausted (while tuning) like Bench.generate, UsageError for a plan that cannot be carried out.
     """
-    chats = [task.messages(c.prompt, example) for example, c in zip(examples, conditionings, strict=True)]
-    rendered = [bench.base.render(chat) for chat in chats]
-    requests = [Request(text, c.adapter) for text, c in zip(rendered, conditionings, strict=True)]
+    questions = [Question.of(task, e, c, sampling, bench) for e, c in zip(examples, conditionings, strict=True)]
     grades: dict[int, Grade] = {}
     spoken: dict[int, Completion] = {}
     drawn: dict[int, tuple[Samples, dict[str | None, float]]] = {}
@@ -68,14 +83,12 @@ def evaluate(
     def so_far() -> Mapping[str, Any]:
         return {"score": sum(g.score for g in grades.values()) / len(grades)} if grades else {}
 
-    asked = [(c.plan, sampling) for c in conditionings]
-    verifiers = [c.verifier for c in conditionings]
-    complete(task, examples, chats, requests, asked, verifiers, bench, answer, so_far, version, label)
+    complete(task, questions, bench, answer, so_far, version, label)
     everything = range(len(examples))
     return Evaluation(
         tuple(examples),
         tuple(conditionings),
-        tuple(rendered),
+        tuple(q.request.prompt for q in questions),
         tuple(spoken[i] for i in everything),
         tuple(grades[i] for i in everything),
         tuple(drawn[i][0] if i in drawn else None for i in everything),
@@ -85,18 +98,14 @@ def evaluate(
 
 def complete(
     task: Task,
-    examples: Sequence[Example],
-    chats: Sequence[Chat],
-    requests: Sequence[Request],
-    asked: Sequence[tuple[AnyPlan, Sampling]],
-    verifiers: Sequence[Verifier | None],
+    questions: Sequence[Question],
     bench: Bench,
     answer: Answer,
     so_far: Callable[[], Mapping[str, Any]] = dict,
     version: str = "",
     label: str = "",
 ) -> None:
-    """The completions of every question under its plan, `asked` with what decodes where the plan is greedy.
+    """The completions of every question under its plan.
 
     Questions that sample alike are generated together. Under a plan by difficulty that is first the probe, and then,
     for those whose bin's plan has more samples, the others: their prompts are read a second time, no sample is rated
@@ -105,36 +114,37 @@ def complete(
     """
     probes: dict[int, tuple[Told, list[Completion], tuple[float | None, ...]]] = {}
     rest: dict[int, tuple[Request, tuple[Sampling, int]]] = {}
-    of = {pair: sampling_of(*pair) for pair in dict.fromkeys(asked)}
+    ways = {pair: sampling_of(*pair) for pair in dict.fromkeys((q.plan, q.sampling) for q in questions)}
 
-    def rate(i: int, plan: AnyPlan, completions: list[Completion]) -> tuple[float | None, ...]:
-        return scored(plan, requests[i].prompt, completions, verifiers[i], bench)
+    def rate(q: Question, plan: AnyPlan, completions: list[Completion]) -> tuple[float | None, ...]:
+        return scored(plan, q.request.prompt, completions, q.verifier, bench)
 
     def take(i: int, completions: list[Completion]) -> None:
-        plan = asked[i][0]
-        if isinstance(plan, PlanByDifficulty):
-            take_probed(i, plan, completions)
-        elif plan == GREEDY:
+        q = questions[i]
+        if isinstance(q.plan, PlanByDifficulty):
+            take_probed(i, q, q.plan, completions)
+        elif q.plan == GREEDY:
             answer(i, completions, None)
         else:
-            answer(i, completions, decided(task, examples[i], plan, completions, rate(i, plan, completions)))
+            answer(i, completions, decided(task, q.example, q.plan, completions, rate(q, q.plan, completions)))
 
-    def take_probed(i: int, plan: PlanByDifficulty, completions: list[Completion]) -> None:
+    def take_probed(i: int, q: Question, plan: PlanByDifficulty, completions: list[Completion]) -> None:
         if i not in probes:
-            ratings = rate(i, plan, completions)
-            probes[i] = told(task, examples[i], plan, completions, ratings), completions, ratings
+            ratings = rate(q, plan, completions)
+            probes[i] = told(task, q.example, plan, completions, ratings), completions, ratings
             more = plan.plans[probes[i][0].bin].samples - plan.probe
             if more and not all(c.truncated and not c.generated_tokens for c in completions):
-                rest[i] = replace(requests[i], first=plan.probe), (replace(of[asked[i]], n=more), 1)
+                way = replace(ways[q.plan, q.sampling], n=more)
+                rest[i] = replace(q.request, first=plan.probe), (way, 1)
                 return
             completions = completions[:1] * more  # none, or no room for an answer, nor for another one
         probed, first, ratings = probes[i]
         own, whole = plan.plans[probed.bin], first + completions
         if own.scorer == plan.scorer:
-            scores = ratings + rate(i, own, completions) if completions else ratings
+            scores = ratings + rate(q, own, completions) if completions else ratings
         else:
-            scores = rate(i, own, whole)
-        answer(i, whole, decided(task, examples[i], own, whole, scores, probed))
+            scores = rate(q, own, whole)
+        answer(i, whole, decided(task, q.example, own, whole, scores, probed))
 
     def generate(wanted: Mapping[int, tuple[Request, tuple[Sampling, int]]]) -> None:
         for way in dict.fromkeys(own for _, own in wanted.values()):
@@ -147,9 +157,11 @@ def complete(
                     take(group[place], completions)
                 return so_far()
 
-            chosen = [chats[i] for i in group], [wanted[i][0] for i in group]
+            chosen = [questions[i].chat for i in group], [wanted[i][0] for i in group]
             draw(bench, *chosen, *way, version=version, label=label, each=each)
 
-    lengths = [1 if isinstance(plan, PlanByDifficulty) else plan.chain for plan, _ in asked]
-    generate({i: (requests[i], (of[pair], lengths[i])) for i, pair in enumerate(asked)})
+    def way_of(q: Question) -> tuple[Sampling, int]:
+        return ways[q.plan, q.sampling], 1 if isinstance(q.plan, PlanByDifficulty) else q.plan.chain
+
+    generate({i: (q.request, way_of(q)) for i, q in enumerate(questions)})
     generate(rest)

@@ -9,17 +9,17 @@ import logging
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, Full, Queue
 from typing import Any
 
 from cotune.bench import Bench, MemoryStore
-from cotune.engines.base import Request, Sampling
+from cotune.engines.base import Sampling
 from cotune.errors import CotuneError, UsageError
-from cotune.evaluate import complete
+from cotune.evaluate import Question, complete
 from cotune.opened import Opened
 from cotune.serve.protocol import Refused
-from cotune.values import GREEDY, AnyPlan, Completion, Conditioning, Example, Samples
+from cotune.values import GREEDY, Completion, Conditioning, Example, Samples
 
 logger = logging.getLogger(__name__)
 
@@ -109,22 +109,18 @@ class Worker:
         answers: dict[int, Answer] = {}
         with bench.ledger.measuring():
             conditionings = opened.tuned.condition([job.example for job in jobs], bench)
-            chats = [opened.task.messages(c.prompt, job.example) for job, c in zip(jobs, conditionings, strict=True)]
-            requests = [
-                Request(bench.base.render(chat), c.adapter) for chat, c in zip(chats, conditionings, strict=True)
-            ]
-            for job, request in zip(jobs, requests, strict=True):
-                bench.engine.plan([request], job.sampling)  # says when it is too long
-            asked: list[tuple[AnyPlan, Sampling]] = [
-                (GREEDY, job.sampling) if job.drawing is None or c.plan == GREEDY else (c.plan, job.drawing)
-                for job, c in zip(jobs, conditionings, strict=True)
-            ]
+            questions = []
+            for job, c in zip(jobs, conditionings, strict=True):
+                plan, sampling = c.plan, job.drawing
+                if plan == GREEDY or sampling is None:
+                    plan, sampling = GREEDY, job.sampling
+                questions.append(Question.of(opened.task, job.example, replace(c, plan=plan), sampling, bench))
+                bench.engine.plan([questions[-1].request], job.sampling)  # says when it is too long
 
             def answer(i: int, row: list[Completion], samples: Samples | None) -> None:
                 answers[i] = conditionings[i], [row[samples.chosen]] if samples else row, samples
 
-            verifiers = [c.verifier for c in conditionings]
-            complete(opened.task, [job.example for job in jobs], chats, requests, asked, verifiers, bench, answer)
+            complete(opened.task, questions, bench, answer)
         return [answers[i] for i in range(len(jobs))]
 
 
