@@ -103,7 +103,7 @@ def remarks(checks: Mapping[str, Any], measured: str, n: int) -> list[str]:
         if where.startswith(f"{measured} in ") and count > MANY_NEAR * n:
             said.append(
                 f"{count} of {n} {measured} examples are nearly {where.removeprefix(f'{measured} in ')} examples "
-                f"(half of their runs of words or more): scores may flatter what was trained on them."
+                "(they share half or more of their runs of eight words): scores may flatter what was trained on them."
             )
     for split, count in checks["prompts_copying"].items():
         if count:
