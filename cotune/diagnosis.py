@@ -144,6 +144,6 @@ def _one_plan(events: Events) -> str | None:
         gain = f" ({policy['gain']:+.3f} of utility, standard error {policy['error']:.3f})"
     count = policy["samples"]
     return (
-        f"A plan for each difficulty gains nothing that is sure on the train questions{gain}, so one plan of {count} "
-        f"sample{'s' * (count > 1)} answers all."
+        f"A plan for each difficulty gains nothing that is sure on the questions that choose it{gain}, so one "
+        f"plan of {count} sample{'s' * (count > 1)} answers all."
     )

@@ -39,8 +39,9 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
     """The strategy's name, with the settings that set a variant apart when there are several of it.
 
     A default is not named, nor, where no variant has it, a value that most of them have: the plain name stands for what
-    an ablation takes away from. A run that was given another one's budget is called what its contestant is, and whose
-    budget it has. `runs` are of one task and model.
+    an ablation takes away from. Stages of `sequential` are named unless they are the default: they are what it does. A
+    run that was given another one's budget is called what its contestant is, and whose budget it has. `runs` are of one
+    task and model.
     """
     labels = {}
     for strategy in {run.strategy for run in runs}:
@@ -56,7 +57,8 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
             usual[key] = value if not others or count > others[0][1] else None
             if others:
                 varying.append(key)
-                usual[key] = default[key] if default.get(key) in counted else usual[key]
+            if key == "sequential.stages" or (others and default.get(key) in counted):
+                usual[key] = default.get(key)
         for run in same:
             scaled = _SCALED if _matched(run) else ()
             apart = {key: settings[run].get(key) for key in usual if key not in scaled}
@@ -87,7 +89,7 @@ def _default(run: Run, strategy: str) -> dict[str, str]:
 def _last(key: str, keys: Iterable[str]) -> str:
     """`joint.share` -> `share`, as long as no other key that sets variants apart ends so."""
     name = key.rsplit(".", 1)[-1]
-    return name if sum(other.rsplit(".", 1)[-1] == name for other in keys) == 1 else key
+    return name if sum(other.rsplit(".", 1)[-1] == name for other in keys) <= 1 else key
 
 
 def _brief(value: Any) -> str:

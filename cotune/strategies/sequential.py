@@ -1,7 +1,8 @@
 """Stages in turn: prompt (p) and weights (w) in any order (BetterTogether, Algorithm 1), and the inference plan (i).
 
 The stage i chooses the number of samples for what the stages before it have tuned, and the later ones are scored under
-that plan (ours; `p,i` is what IAPO calls disjoint). `j,i` chooses it for what joint tuning generates.
+that plan (ours; `p,i` is what IAPO calls disjoint). `j,i` chooses it for what joint tuning generates. After weights were
+trained it asks the val examples: those of train are known by heart, and on them no sample but the first is needed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Sequential:
     def plan(self, load: Workload) -> list[Work]:
         works = []
         for i, kind in enumerate(self.kinds):
-            works += [replace(work, what=f"{i}-{kind}: {work.what}") for work in self.stages[kind].plan(load)]
+            asked = replace(load, train=load.val) if self._asks_val(i) else load
+            works += [replace(work, what=f"{i}-{kind}: {work.what}") for work in self.stages[kind].plan(asked)]
             if kind == "i":
                 load = replace(load, samples=max(load.samples, self.samples), verified=load.verified or self.verified)
         return works
@@ -70,7 +72,8 @@ class Sequential:
             begin = current
             if self.restart and kind == "p":
                 begin = replace(fixed(current, "sequential"), prompt=original.prompt)
-            tuned = self.stages[kind].tune(begin, problem, stage)
+            asked = replace(problem, train=problem.val) if self._asks_val(i) else problem
+            tuned = self.stages[kind].tune(begin, asked, stage)
             if tuned is not begin:  # else the budget allowed nothing, and what we have stands
                 current = tuned
             with bench.ledger.measuring():  # for the record only; the stages have chosen already
@@ -78,3 +81,6 @@ class Sequential:
                 done = evaluate(problem.task, val, conditionings, problem.sampling, stage, label="stage")
             stage.emit("stage-result", strategy=KINDS[kind], val_score=done.score, val_n=len(val))
         return current
+
+    def _asks_val(self, i: int) -> bool:
+        return self.kinds[i] == "i" and any(kind in ("w", "j") for kind in self.kinds[:i])

@@ -180,6 +180,17 @@ def test_variants_of_one_strategy_are_rows_of_their_own(tmp_path: Path) -> None:
     ]
 
 
+def test_stages_are_named_unless_they_are_the_default_even_of_a_single_variant(tmp_path: Path) -> None:
+    write_run(tmp_path, "sequential", BASE, settings={"sequential": {"stages": "w,i"}})
+    assert [r.strategy for r in only(compare([tmp_path])).rows] == ["sequential (stages=w,i)"]
+    more = {"sequential": {"stages": "w,i"}, "difficulty": {"bins": 5}}
+    write_run(tmp_path, "sequential", BASE, settings=more)
+    write_run(tmp_path, "sequential", BASE, settings={"sequential": {"stages": "p,i"}})
+    assert [r.strategy for r in only(compare([tmp_path])).rows] == [
+        "sequential (bins=5, stages=w,i)", "sequential (stages=p,i)", "sequential (stages=w,i)",
+    ]  # fmt: skip
+
+
 def test_where_no_variant_has_the_default_the_plain_name_is_what_most_have(tmp_path: Path) -> None:
     for settings in ({"rank": 2}, {"rank": 2, "sharing": False}, {"rank": 4}):
         write_run(tmp_path, "joint", BETTER, settings={"joint": settings})

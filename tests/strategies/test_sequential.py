@@ -16,7 +16,7 @@ from cotune.engines.fake import FakeEngine
 from cotune.errors import NoData, UsageError
 from cotune.models.base import BaseModel, load
 from cotune.models.lora import LoraFactors
-from cotune.strategies.base import Fixed, Problem, Workload
+from cotune.strategies.base import Fixed, Problem, Workload, fixed
 from cotune.strategies.sequential import KINDS, Sequential
 from cotune.values import Demonstration, Event, Prompt, Tuned
 
@@ -180,6 +180,39 @@ def test_the_inference_plan_is_a_stage(stages: str, base: BaseModel) -> None:
     results = of_kind(events, "stage-result")
     assert [r["strategy"] for r in results] == [KINDS[kind] for kind in stages.split(",")]
     assert results[-1]["val_score"] == 1.0  # reported under the plan; greedy it says 1000
+
+
+@pytest.mark.parametrize(
+    ("kinds", "asked"), [("p,i", "train"), ("i,w", "train"), ("w,i", "val"), ("p,w,i", "val"), ("w,p,i", "val")]
+)
+def test_the_plan_of_trained_weights_is_chosen_on_what_they_have_not_learned(
+    kinds: str, asked: str, base: BaseModel
+) -> None:
+    at = problem(base, train=5, val=3)
+    given: list[tuple[str, Problem]] = []
+
+    @dataclass
+    class Noting(Scripted):
+        def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
+            given.append((self.lever, problem))
+            return replace(fixed(start, "i"), prompt=Prompt("?")) if self.lever == "i" else start
+
+    order = kinds.split(",")
+    strategy = Sequential(order, {kind: Noting(kind) for kind in order}, True, 2)
+    strategy.tune(START, at, bench(base, fake(lambda rendered, adapter: 0.5)))
+    for lever, seen_by_it in given:
+        assert seen_by_it.val == at.val
+        assert seen_by_it.train == (at.val if lever == "i" and asked == "val" else at.train)
+
+
+def test_what_the_verifier_of_trained_weights_reads_is_planned() -> None:
+    def planned(stages: str) -> int:
+        inference = {"aggregation": "best-of", "scorer": "verifier", "samples": 2, "completions": 10}
+        made = Sequential.from_config(resolve(SMALL, {"sequential": {"stages": stages}, "inference": inference}))
+        [read] = [w.calls for w in made.plan(Workload(16, 6, 10, 10, 10)) if "verifier" in w.what]
+        return read
+
+    assert (planned("p,i"), planned("w,i")) == (16 * 8, 6 * 8)
 
 
 def test_a_plan_that_was_chosen_makes_later_stages_dearer_to_plan() -> None:
