@@ -1,8 +1,8 @@
 """Stages in turn: prompt (p) and weights (w) in any order (BetterTogether, Algorithm 1), and the inference plan (i).
 
 The stage i chooses the number of samples for what the stages before it have tuned, and the later ones are scored under
-that plan (ours; `p,i` is what IAPO calls disjoint). `j,i` chooses it for what joint tuning generates. After weights were
-trained it asks the val examples: those of train are known by heart, and on them no sample but the first is needed.
+that plan (ours; `p,i` is what IAPO calls disjoint). `j,i` chooses it for what joint tuning generates. After trained
+weights it asks the val examples: those of train are known by heart, and on them one sample is enough.
 """
 
 from __future__ import annotations
