@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from cotune.compare.runs import Run
-from cotune.config import REPETITIONS, filled, resolve
+from cotune.config import METHODS, REPETITIONS, filled, resolve
 from cotune.errors import UsageError
 from cotune.values import digest
 
@@ -32,16 +32,17 @@ _NEVER = (
     "vllm.cache_gib", "vllm.own_process", "vllm.between", "vllm.residents",
     "openai.concurrency", "openai.requests_per_minute", "openai.tokens_per_minute", "openai.timeout",
     "openai.attempts", "openai.longest_wait", "openai.limit_name",
+    "weights.micro_batch_size", "joint.micro_batch_size", "bpo.micro_batch_size",
 )  # fmt: skip
 
 
 def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
     """The strategy's name, with the settings that set a variant apart when there are several of it.
 
-    A default is not named, nor, where no variant has it, a value that most of them have: the plain name stands for what
-    an ablation takes away from. Stages of `sequential` are named unless they are the default: they are what it does. A
-    run that was given another one's budget is called what its contestant is, and whose budget it has. `runs` are of one
-    task and model.
+    A default is not named, be it of all or of the weight method alone, nor, where no variant has it, a value that most
+    of them have: the plain name stands for what an ablation takes away from. Stages of `sequential` are named unless
+    they are the default: they are what it does. A run that was given another one's budget is called what its contestant
+    is, and whose budget it has. `runs` are of one task and model.
     """
     labels = {}
     for strategy in {run.strategy for run in runs}:
@@ -62,8 +63,12 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
         for run in same:
             scaled = _SCALED if _matched(run) else ()
             apart = {key: settings[run].get(key) for key in usual if key not in scaled}
+            own_defaults = METHODS.get(str(apart.get("weights.method")), {})
+            expected = usual | {
+                key: repr(value) for name, value in own_defaults.items() if (key := f"weights.{name}") in varying
+            }
             inside = [
-                f"{_last(key, varying)}={_brief(value)}" for key, value in apart.items() if repr(value) != usual[key]
+                f"{_last(key, varying)}={_brief(value)}" for key, value in apart.items() if repr(value) != expected[key]
             ]
             labels[run] = f"{strategy} ({', '.join(inside)})" if inside else strategy
             if name := _matched(run):

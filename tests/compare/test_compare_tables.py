@@ -191,6 +191,14 @@ def test_stages_are_named_unless_they_are_the_default_even_of_a_single_variant(t
     ]  # fmt: skip
 
 
+def test_what_a_weight_method_brings_by_itself_is_not_named(tmp_path: Path) -> None:
+    for weights in ({}, {"method": "dpo"}, {"method": "dpo", "samples": 4}, {"method": "ppo", "micro_batch_size": 2}):
+        write_run(tmp_path, "lora-only", BETTER, settings={"weights": weights})
+    assert [r.strategy for r in only(compare([tmp_path])).rows] == [
+        "lora-only", "lora-only (method=dpo)", "lora-only (method=dpo, samples=4)", "lora-only (method=ppo)",
+    ]  # fmt: skip
+
+
 def test_where_no_variant_has_the_default_the_plain_name_is_what_most_have(tmp_path: Path) -> None:
     for settings in ({"rank": 2}, {"rank": 2, "sharing": False}, {"rank": 4}):
         write_run(tmp_path, "joint", BETTER, settings={"joint": settings})
