@@ -311,6 +311,7 @@ def _run(config: RunConfig, folder: RunFolder, listen: Listener, cache: Generati
         "serving": serving if model.parameters_count else without_flops(serving),
         "wall_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory(),
+        "hardware": model.hardware,
         "comparable": {
             "task": config.task,
             "data_digest": digest({s.split: s.digest for s in data.report.splits}),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cotune import experiment, finished, planning
 from cotune.config import RunConfig, resolve
@@ -47,6 +48,7 @@ def test_the_folder_is_complete_and_its_numbers_agree(run: Path, config: RunConf
     assert said["outcomes"] == {o: Counter(r["outcome"] for r in rows)[o] for o in said["outcomes"]}
     assert said["score"] == pytest.approx(sum(r["score"] for r in rows) / 10)
     assert said["cells"]["tuned/tuned"] == said["score"]
+    assert said["hardware"] == ["cpu", torch.backends.cpu.get_cpu_capability()]
     crossed = read_rows(run / "crossed.jsonl")
     assert Counter(r["cell"] for r in crossed) == {"seed/base": 10, "tuned/base": 10, "seed/tuned": 10}
     for cell in ("seed/base", "tuned/base", "seed/tuned"):

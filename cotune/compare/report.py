@@ -405,7 +405,7 @@ def _browser(found: Sequence[Mapping[str, Any]]) -> Html:
 
 def _provenance(groups: Sequence[Group], problems: Sequence[str]) -> Html:
     runs = [run for group in groups for row in group.rows for run in row.runs]
-    header = ("run", "status", "commit", "torch", "data", "test examples", "decoding", "grader", "finished")
+    header = ("run", "status", "commit", "torch", "hardware", "data", "test examples", "decoding", "grader", "finished")
     sheet = Sheet("Runs", header, tuple(_facts(run) for run in runs), tuple(dict.fromkeys(problems)))
     details = []
     for run in runs:
@@ -459,6 +459,7 @@ def _facts(run: Run) -> tuple[str, ...]:
     found = (
         str(made.get("commit") or "")[:8],
         packages.get("torch"),
+        run.hardware,
         *(str(same.get(f"{name}_digest") or "")[:8] for name in ("data", "test_ids", "decoding")),
         same.get("grader_version"),
         str(run.summary.get("finished") or "")[:16],

@@ -59,6 +59,12 @@ class Run:
     def seed(self) -> int | None:
         return self.config.get("seed")
 
+    @property
+    def hardware(self) -> str:
+        """What the model was run on; empty when the run does not say."""
+        made = self.summary.get("hardware")
+        return " ".join(map(str, made)) if isinstance(made, list) else ""
+
 
 def read_all(paths: Iterable[Path], metric: str | None = None) -> list[Run]:
     """Every run folder among `paths` and one level below, each once, sorted by name; scores as in `read_run`.

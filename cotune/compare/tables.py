@@ -263,6 +263,11 @@ def _group(key: tuple[str, str, str], runs: Sequence[Run], labels: Mapping[Run, 
             )
     if any(run.config.get("measured") == "val" for run in done):
         notes.append("Measured on val, where strategies may also have chosen: for choosing settings, not for a claim.")
+    if len(hardware := dict.fromkeys(run.hardware for run in done if run.hardware)) > 1:
+        notes.append(
+            f"Runs were made on different hardware ({', '.join(hardware)}): their seconds do not compare, and "
+            "near-ties may go another way."
+        )
     arms = {label: _arm(pooled[label], [run.scores for run in pooled[label]], ids) for label in order}
     rows = [_row(label, pooled[label], arms[label], base, arms[base], ids) for label in order] if base else []
     rows += [Row(labels[run], run.status, (run,), run.reason) for run in runs if run.status != "done"]

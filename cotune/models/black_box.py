@@ -71,6 +71,11 @@ class BlackBox(BaseModel):
         """Unknown, so 0: nothing is booked for what cannot be known."""
         return 0
 
+    @property
+    def hardware(self) -> list[str]:
+        """Unknown, so none."""
+        return []
+
     @cached_property
     def context_length(self) -> int:
         said = self.facts.get("max_model_len") if self._context_length is None else self._context_length

@@ -180,6 +180,17 @@ def test_variants_of_one_strategy_are_rows_of_their_own(tmp_path: Path) -> None:
     ]
 
 
+def test_different_hardware_is_told_and_silence_is_none(tmp_path: Path) -> None:
+    cpu, gpu = ({"hardware": made} for made in (["cpu", "AVX512"], ["cuda", "NVIDIA H100"]))
+    write_run(tmp_path, "zero-shot", BASE, more=cpu)
+    write_run(tmp_path, "prompt-only", BASE, more={"hardware": 7})
+    write_run(tmp_path, "sequential", BASE, more=cpu)
+    assert only(compare([tmp_path])).notes == ()
+    write_run(tmp_path, "joint", BETTER, more=gpu)
+    (note,) = only(compare([tmp_path])).notes
+    assert "cuda NVIDIA H100, cpu AVX512" in note
+
+
 def test_stages_are_named_unless_they_are_the_default_even_of_a_single_variant(tmp_path: Path) -> None:
     write_run(tmp_path, "sequential", BASE, settings={"sequential": {"stages": "w,i"}})
     assert [r.strategy for r in only(compare([tmp_path])).rows] == ["sequential (stages=w,i)"]

@@ -210,14 +210,15 @@ def test_labels_that_would_cover_the_plot_become_numbers_with_a_key() -> None:
 
 
 def test_provenance_names_digests_and_the_command_of_every_run(runs: Path, tmp_path: Path) -> None:
-    other = write_run(tmp_path, "prompt-only", MOST, settings={"prompt": {"rounds": 7}, "data": "/somewhere/rows"})
+    settings, more = {"prompt": {"rounds": 7}, "data": "/somewhere/rows"}, {"hardware": ["cpu", "AVX2"]}
+    other = write_run(tmp_path, "prompt-only", MOST, settings=settings, more=more)
     (other / "environment.json").write_text(json.dumps({"commit": "abcdef0123456789", "packages": {"torch": "2.99"}}))
     seen = Seen(page_of(runs, other))
     command = "cotune run --strategy prompt-only --model tiny --task micro-gsm8k --data DIR --set prompt.rounds=7"
     assert command in seen.text
     assert "/somewhere/rows" not in seen.text
     row = next(row for row in seen.tables[-1] if row[0] == other.name)
-    assert row[1:4] == ["done", "abcdef01", "2.99"]
+    assert row[1:5] == ["done", "abcdef01", "2.99", "cpu AVX2"]
 
 
 def test_the_commands_make_run_and_page_again(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_zero_shot_with_predict_export_show_and_compare(server: ChatServer, tmp_
     assert result.exit_code == 0, result.output
     assert len(server.seen) == 45
     summary = json.loads(result.stdout)
-    assert (summary["engine"], summary["n"]) == ("openai", 40)
+    assert (summary["engine"], summary["n"], summary["hardware"]) == ("openai", 40, [])
     measuring = summary["cost"]["measuring"]
     assert (measuring["prompt_tokens"], measuring["generated_tokens"], measuring["flops"]) == (4500, 315, None)
     same = {"completions_differ": 0.0, "grades_differ": 0.0, "mean_score_difference": 0.0}
