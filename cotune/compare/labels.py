@@ -62,7 +62,9 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
                 usual[key] = default.get(key)
         for run in same:
             scaled = _SCALED if _matched(run) else ()
-            apart = {key: settings[run].get(key) for key in usual if key not in scaled}
+            # the method first: it says what the contestant is, and a long label is cut at its end
+            keys = sorted(usual, key=lambda key: not key.endswith(".method"))
+            apart = {key: settings[run].get(key) for key in keys if key not in scaled}
             own_defaults = METHODS.get(str(apart.get("weights.method")), {})
             expected = usual | {
                 key: repr(value) for name, value in own_defaults.items() if (key := f"weights.{name}") in varying

@@ -203,10 +203,10 @@ def test_stages_are_named_unless_they_are_the_default_even_of_a_single_variant(t
 
 
 def test_what_a_weight_method_brings_by_itself_is_not_named(tmp_path: Path) -> None:
-    for weights in ({}, {"method": "dpo"}, {"method": "dpo", "samples": 4}, {"method": "ppo", "micro_batch_size": 2}):
+    for weights in ({}, {"method": "dpo"}, {"method": "dpo", "beta": 0.2}, {"method": "ppo", "micro_batch_size": 2}):
         write_run(tmp_path, "lora-only", BETTER, settings={"weights": weights})
     assert [r.strategy for r in only(compare([tmp_path])).rows] == [
-        "lora-only", "lora-only (method=dpo)", "lora-only (method=dpo, samples=4)", "lora-only (method=ppo)",
+        "lora-only", "lora-only (method=dpo)", "lora-only (method=dpo, beta=0.2)", "lora-only (method=ppo)",
     ]  # fmt: skip
 
 
