@@ -52,7 +52,10 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
         variants = list({repr(sorted(settings[run].items(), key=str)): settings[run] for run in own}.values())
         default = _default(same[0], strategy)
         usual, varying = {}, []
-        for key in sorted({key for flat in variants for key in flat}):
+        # The method first: it says what the contestant is, and long labels are cut at their end.
+        for key in sorted(
+            {key for flat in variants for key in flat}, key=lambda key: (not key.endswith(".method"), key)
+        ):
             counted = Counter(repr(flat.get(key)) for flat in variants)
             (value, count), *others = counted.most_common(2)
             usual[key] = value if not others or count > others[0][1] else None
@@ -62,9 +65,7 @@ def variant_labels(runs: Sequence[Run]) -> dict[Run, str]:
                 usual[key] = default.get(key)
         for run in same:
             scaled = _SCALED if _matched(run) else ()
-            # the method first: it says what the contestant is, and a long label is cut at its end
-            keys = sorted(usual, key=lambda key: not key.endswith(".method"))
-            apart = {key: settings[run].get(key) for key in keys if key not in scaled}
+            apart = {key: settings[run].get(key) for key in usual if key not in scaled}
             own_defaults = METHODS.get(str(apart.get("weights.method")), {})
             expected = usual | {
                 key: repr(value) for name, value in own_defaults.items() if (key := f"weights.{name}") in varying
