@@ -10,7 +10,7 @@ joint takes at most 1.3 times the time of the two halves together, and at most 1
 
 Time: the three take turns in every round; medians. On a CPU it is the processor time of this process, to which other
 work on the machine adds little; on a GPU it is time on the clock. A joint run looks at the agreement of its terms in
-one micro-batch of 11, at the cost of two more backward passes; its share is in `joint`.
+one micro-batch of 11, at the cost of two more backward passes through the shared layers; its share is in `joint`.
 
 Memory: what a step needs resident (weights of the models it uses, trained tensors, AdamW's moments, for joint phi_p')
 plus the most that is allocated during the step beyond that: activations, gradients, temporaries. For joint it is a step
@@ -54,7 +54,7 @@ from cotune.models.checkpointing import checkpointed
 from cotune.models.lora import Factors, attached, init_static
 from cotune.models.metatuner.encoder import latent
 from cotune.models.metatuner.generator import MetaTuner
-from cotune.models.metatuner.losses import JointItem, actor_term, agreement, joint_loss, joint_terms, prompt_term
+from cotune.models.metatuner.losses import JointItem, actor_term, joint_loss, joint_terms, prompt_term, watch_agreement
 from cotune.strategies.joint import AGREEMENT_EVERY, tuner_arguments
 from cotune.supervision import TokenRow, completion_loss
 from cotune.training import Cost, Settings, Trainer
@@ -145,7 +145,7 @@ def variants(
 
     def joint_with_look(chosen: Sequence[JointItem]) -> tuple[Tensor, dict[str, float]]:
         terms = joint_terms(both, actor, chosen)
-        agreement(terms, list(both.prompts.shared.values()))
+        watch_agreement(terms, list(both.prompts.shared.values()), lambda _: None)
         return joint_loss(terms, settings.alpha)
 
     def prompts(chosen: Sequence[JointItem]) -> tuple[Tensor, dict[str, float]]:
@@ -227,7 +227,7 @@ def parts(
     for _ in range(rounds + 1):  # the first is a warm-up
         with checkpointed(*[base.model for base in (tuner.prompts.base, actor)] if recompute else []):
             timed("G forward: latents, term 2", lambda: prompt_term(tuner, items))
-            nll_B, pooled_BD = kept["G forward: latents, term 2"]
+            nll_B, pooled_BD, _ = kept["G forward: latents, term 2"]
             timed("parameter decoder forward", partial(decode, pooled_BD))
             factors = kept["parameter decoder forward"]
             timed("M forward: term 1", partial(answer, factors))

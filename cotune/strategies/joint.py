@@ -28,7 +28,7 @@ from cotune.models.base import BaseModel
 from cotune.models.checkpointing import checkpointed
 from cotune.models.lora import PendingLora, target_linears
 from cotune.models.metatuner.lora_generator import Shapes
-from cotune.models.metatuner.losses import JointItem, agreement, joint_loss, joint_terms
+from cotune.models.metatuner.losses import JointItem, joint_loss, joint_terms, watch_agreement
 from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
 from cotune.models.metatuner.relaxation import same_vocabulary
 from cotune.rewrite import REWRITE_INSTRUCTION
@@ -39,8 +39,8 @@ from cotune.values import Conditioning, Example, Prompt, Tuned
 
 __all__ = ["Joint", "MetaTuned"]
 
-# Micro-batches between looks at how the two terms pull on phi_s. A look costs two backward passes, not booked because
-# they measure and change nothing.
+# Micro-batches between looks at how the two terms pull on phi_s. A look costs two backward passes through the shared
+# layers, not booked because they measure and change nothing.
 AGREEMENT_EVERY = 10
 LOOKED_AT = 64  # val examples whose adapters and latents are measured at each validation
 PROBED_FROM = 16  # fewer give a probe nothing to go by
@@ -325,10 +325,10 @@ class _Run:
         with checkpointed(*models) if self._gradient_checkpointing else nullcontext():
             terms = joint_terms(tuner, actor, items)
         self._unseen += 1
-        look = tuner.shares and self._unseen > AGREEMENT_EVERY
-        if look and (pull := agreement(terms, list(tuner.prompts.shared.values()))):
-            self._unseen = 0
-            self._bench.emit("agreement", **pull)
+        if tuner.shares and self._unseen > AGREEMENT_EVERY:
+            shared = list(tuner.prompts.shared.values())
+            if watch_agreement(terms, shared, lambda pull: self._bench.emit("agreement", **pull)):
+                self._unseen = 0
         return joint_loss(terms, prompt_weight=self._settings.alpha)
 
     def _cost(self, item: JointItem) -> Cost:

@@ -12,7 +12,7 @@ from cotune.models.base import BaseModel, load
 from cotune.models.likelihood import completion_nll
 from cotune.models.lora import attached
 from cotune.models.metatuner.encoder import hidden_after, latent
-from cotune.models.metatuner.losses import JointItem, joint_terms, relaxed_term
+from cotune.models.metatuner.losses import JointItem, joint_loss, joint_terms, relaxed_term, watch_agreement
 from cotune.models.metatuner.relaxation import Relaxed, gumbels_given, prompt_logits, straight_through
 from tests.models.test_metatuner import ITEMS, gradients, make
 
@@ -73,15 +73,38 @@ def test_the_value_is_that_of_the_tokens_and_the_gradient_reaches_all_three_part
     assert expected is not None and found.actor is not None
     torch.testing.assert_close(found.actor, expected, atol=1e-4, rtol=1e-5)
     assert (found.answered, found.taught, found.prompt) == (3, 0, None)
-    loss = relaxed_term(tuner, base, RELAXED).sum()
+    loss = relaxed_term(tuner, base, RELAXED)[0].sum()
     assert {n.split("/")[0] for n in gradients(tuner, loss)} == {"shared", "prompt", "lora"}
     mixed = joint_terms(tuner, base, [*RELAXED[:2], ITEMS[2], ITEMS[0]])
     assert (mixed.answered, mixed.taught) == (4, 1)
 
 
+@pytest.mark.parametrize("sharing", ["one query", "two queries"])
+def test_agreement_counts_what_term_1_sends_through_the_prompt(base: BaseModel, sharing: str) -> None:
+    tuner = make(base)
+    other = replace(RELAXED[1], prompt_query=RELAXED[1].query if sharing == "two queries" else ())
+    terms = joint_terms(tuner, base, [RELAXED[0], other, ITEMS[2], ITEMS[0]])
+    assert terms.actor is not None and terms.prompt is not None
+    shared = list(tuner.prompts.shared.values())
+    left, right = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(t, shared, retain_graph=True, materialize_grads=True)])
+        for t in (terms.actor, terms.prompt)
+    )
+    found: list[dict[str, float]] = []
+    assert watch_agreement(terms, shared, found.append)
+    joint_loss(terms, 0.5)[0].backward()
+    assert found == [
+        {
+            "actor_gradient": pytest.approx(float(left.norm()), rel=1e-4),
+            "prompt_gradient": pytest.approx(float(right.norm()), rel=1e-4),
+            "cosine": pytest.approx(float(left @ right / left.norm() / right.norm()), abs=1e-4),
+        }
+    ]
+
+
 def test_the_gradient_is_that_of_one_example_at_a_time_by_the_chain_rule(base: BaseModel) -> None:
     tuner = make(base)
-    got = gradients(tuner, relaxed_term(tuner, base, RELAXED).sum())
+    got = gradients(tuner, relaxed_term(tuner, base, RELAXED)[0].sum())
     total: dict[str, torch.Tensor] = {}
     table = base.model.get_input_embeddings().weight
     for item in RELAXED:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +45,32 @@ class _Reached(Exception):
     """Layer k has run; what follows is not needed."""
 
 
-@contextmanager
-def tapped(model: nn.Module, depth: int, stop: bool = False) -> Iterator[list[Tensor]]:
-    """Collect hidden_BTD after layer `depth` (1-based) of each forward pass; `stop` ends the pass there."""
-    caught: list[Tensor] = []
+class Seam(NamedTuple):
+    """One tensor on its way out of the encoder, as it was `made` and as it is `read`: the same values, and the gradient
+    of `read` is what its readers send back, apart from what others who read `made` do.
+    """
 
-    def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        caught.append(output[0] if isinstance(output, tuple) else output)
+    made: Tensor
+    read: Tensor
+
+    @classmethod
+    def at(cls, made: Tensor) -> Seam:
+        return cls(made, made.view_as(made))
+
+
+@contextmanager
+def tapped(model: nn.Module, depth: int, stop: bool = False) -> Iterator[list[Seam]]:
+    """Collect hidden_BTD after layer `depth` (1-based) of each forward pass, `read` by the layers above it; `stop` ends
+    the pass there.
+    """
+    caught: list[Seam] = []
+
+    def catch(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden_BTD, *others = output if isinstance(output, tuple) else (output,)
+        caught.append(Seam.at(hidden_BTD))
         if stop:
             raise _Reached
+        return (caught[-1].read, *others) if isinstance(output, tuple) else caught[-1].read
 
     handle = decoder_layers(model)[1][depth - 1].register_forward_hook(catch)
     try:
@@ -68,7 +85,7 @@ def hidden_after(model: nn.Module, depth: int, ids_BT: Tensor) -> Tensor:
     """hidden_BTD after layer `depth` of right-padded rows; the layers above it do not run."""
     with tapped(model, depth, stop=True) as caught:
         model(input_ids=ids_BT, use_cache=False)
-    return caught[0]
+    return caught[0].made
 
 
 def pool(hidden_BTD: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
