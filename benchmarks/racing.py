@@ -3,12 +3,14 @@
     python benchmarks/racing.py [--seeds 10] [--tasks micro-gsm8k ...] [--rounds 3] [--examples 100] [--val 100]
 
 The tiny model, its settings (method opro, proposer edits), train and val alone. For each task and seed the search runs
-once with racing = false; then its proposals are searched again with racing = true. A rollout is an answer to a search
-example. The choice on val, which costs both the same, is made and compared, and is not counted. Answers of the first
-search are looked up in the second, so that both see the same ones (decoding is greedy) and the second costs no time.
+once with racing = false; then its proposals are searched again with racing = true and with "halving". A rollout is an
+answer to a search example. The choice on val, which costs all the same, is made and compared, and is not counted.
+Answers of the first search are looked up in the others, so that all see the same ones (decoding is greedy) and the
+others cost no time.
 
 Floor: at the same final choice, at most a third of the rollouts (median over seeds, every task). A changed choice is
-looked at too: by how much its score on the search examples and on val differs.
+looked at too: by how much its score on the search examples and on val differs. With halving the proposals of a real
+search would be others, since it knows less when it makes them: so it also runs by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from cotune.engines.base import Engine, Request, Sampling
 from cotune.experiment import dataset, decoding, engine_factory, make_strategy, seed_prompt
 from cotune.ledger import Ledger
 from cotune.models.base import BaseModel, load
-from cotune.search import Proposal, Proposer, Scored
+from cotune.search import Proposal, Proposer, Racing, Scored
 from cotune.strategies.base import Fixed, Problem
 from cotune.strategies.prompt_methods.base import Finalist, Ground
 from cotune.strategies.prompt_methods.opro import Opro
@@ -37,6 +39,7 @@ from cotune.values import Completion, Event, Prompt
 
 TASKS = ("micro-gsm8k", "micro-math", "micro-hotpotqa", "micro-cosmosqa")
 FLOOR = 1 / 3
+RULES: dict[str, Racing] = {"test": True, "halving": "halving"}
 
 
 class Remembering:
@@ -95,7 +98,7 @@ class Recorded:
             proposer = Recording(made, self.rounds)
         for _ in range(self.opro.rounds):
             search.round(proposer)
-        return ground.finalists()
+        return ground.finish()
 
 
 def searched(strategy: PromptOnly, config: RunConfig, base: BaseModel, engine: Engine) -> tuple[Prompt, list[Any]]:
@@ -110,7 +113,7 @@ def searched(strategy: PromptOnly, config: RunConfig, base: BaseModel, engine: E
 
 
 def rollouts(events: Sequence[Event]) -> int:
-    return sum(e.data["n"] for e in events if e.kind == "candidate")
+    return sum({e.data["text"]: e.data["n"] for e in events if e.kind == "candidate"}.values())
 
 
 def scores(chosen: Prompt, events: Sequence[Event]) -> tuple[float, float]:
@@ -119,42 +122,57 @@ def scores(chosen: Prompt, events: Sequence[Event]) -> tuple[float, float]:
     return found["score"], found["val_score"]
 
 
-def compared(config: RunConfig, base: BaseModel) -> dict[str, Any]:
+def compared(config: RunConfig, base: BaseModel) -> list[dict[str, Any]]:
+    """A row for each rule, and one for halving by itself."""
     strategy = make_strategy(config)
     assert isinstance(strategy, PromptOnly) and isinstance(strategy.method, Opro)
     method: Any = Recorded(strategy.method)
     engine: Any = Remembering(engine_factory(config)(base))
     full = replace(strategy, method=method, racing=False)
     chosen, everything = searched(full, config, base, engine)
-    raced, racing = searched(replace(full, racing=True), config, base, engine)
-    of_full, of_raced = scores(chosen, everything), scores(raced, racing)
-    return {
-        "task": config.task,
-        "seed": config.seed,
-        "full": rollouts(everything),
-        "racing": rollouts(racing),
-        "ratio": rollouts(racing) / rollouts(everything),
-        "same": chosen == raced,
-        "search_score_difference": of_raced[0] - of_full[0],
-        "val_score_difference": of_raced[1] - of_full[1],
-    }
+    races = {rule: replace(full, racing=racing) for rule, racing in RULES.items()}
+    races["halving by itself"] = replace(strategy, racing="halving")
+    rows = []
+    for rule, race in races.items():
+        raced, racing = searched(race, config, base, engine)
+        of_full, of_raced = scores(chosen, everything), scores(raced, racing)
+        rows.append(
+            {
+                "rule": rule,
+                "task": config.task,
+                "seed": config.seed,
+                "full": rollouts(everything),
+                "racing": rollouts(racing),
+                "ratio": rollouts(racing) / rollouts(everything),
+                "same": chosen == raced,
+                "search_score_difference": of_raced[0] - of_full[0],
+                "val_score_difference": of_raced[1] - of_full[1],
+            }
+        )
+    return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> None:
-    print(f"{'task':<16} seeds  full  racing  median ratio (range)   same choice  val difference when not")
-    for task in dict.fromkeys(r["task"] for r in rows):
-        of = [r for r in rows if r["task"] == task]
-        ratios = sorted(r["ratio"] for r in of)
-        other = [100 * r["val_score_difference"] for r in of if not r["same"]]
-        told = f"{statistics.mean(other):+.1f} points" if other else "-"
-        full, racing = (statistics.median(r[key] for r in of) for key in ("full", "racing"))
-        print(
-            f"{task:<16} {len(of):>5} {full:>5.0f} {racing:>7.0f}  {statistics.median(ratios):.3f} "
-            f"({ratios[0]:.3f}-{ratios[-1]:.3f})   {sum(r['same'] for r in of):>6}/{len(of)}      {told}"
-        )
-    same = [r["ratio"] for r in rows if r["same"]]
-    if same:
-        print(f"median ratio where the choice is the same: {statistics.median(same):.3f} (floor {FLOOR:.3f})")
+    print(f"{'rule':<18} {'task':<15} seeds  full  racing  median ratio (range)  same choice  val points (SE)")
+    for rule, task in dict.fromkeys((r["rule"], r["task"]) for r in rows):
+        line(rule, task, [r for r in rows if (r["rule"], r["task"]) == (rule, task)])
+    for rule in dict.fromkeys(r["rule"] for r in rows):
+        line(rule, "all", [r for r in rows if r["rule"] == rule])
+        same = [r["ratio"] for r in rows if r["rule"] == rule and r["same"]]
+        if same:
+            print(f"    where the choice is the same: {statistics.median(same):.3f} (floor {FLOOR:.3f})")
+
+
+def line(rule: str, task: str, rows: Sequence[dict[str, Any]]) -> None:
+    ratios = sorted(r["ratio"] for r in rows)
+    points = [100 * r["val_score_difference"] for r in rows]
+    error = statistics.stdev(points) / len(points) ** 0.5 if len(points) > 1 else float("nan")
+    full, racing = (statistics.median(r[key] for r in rows) for key in ("full", "racing"))
+    print(
+        f"{rule:<18} {task:<15} {len(rows):>5} {full:>5.0f} {racing:>7.0f}  {statistics.median(ratios):.3f} "
+        f"({ratios[0]:.3f}-{ratios[-1]:.3f})   {sum(r['same'] for r in rows):>8}/{len(rows)}  "
+        f"{statistics.mean(points):+.2f} ({error:.2f})"
+    )
 
 
 def main() -> None:
@@ -177,11 +195,12 @@ def main() -> None:
             prompt = {"rounds": asked.rounds, "search_examples": asked.examples, "choice_examples": asked.val}
             sizes = {"limit_train": max(240, asked.examples), "limit_val": asked.val, "limit_test": 1}
             given = {"strategy": "prompt-only", "model": "tiny", "task": task, "seed": seed, "prompt": prompt}
-            rows.append(compared(resolve(given | sizes), base))
-            print(rows[-1], flush=True)
+            found = compared(resolve(given | sizes), base)
+            rows += found
+            print(*found, sep="\n", flush=True)
             if asked.rows:
                 with asked.rows.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+                    file.write("".join(json.dumps(row) + "\n" for row in found))
     table(rows)
 
 

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cotune.bench import Bench
 from cotune.engines.base import Sampling
@@ -20,6 +20,11 @@ from cotune.values import GREEDY, Adapter, AnyPlan, Conditioning, Example, Promp
 # A candidate is dropped when the mean of its paired differences to the best prompt is below 0 by this many standard
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
 DROP_Z = 1.645
+
+# Halving: from one stage to the next the better half goes on, and runs on so many times the examples (ours).
+GROWTH = 3
+
+Racing = Literal[True, False, "halving"]
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,22 @@ class PromptSearch:
     """What was proposed from `start` on, and how it did on the search examples of `board`.
 
     A prompt method goes round by round: `admit` keeps what is new and no junk, the board scores it, `end_round` says
-    how it went. `round` does all three for a proposer, by racing (or, without, by running everything in full).
+    how it went. `round` does all three for a proposer, by racing (or, without, by running everything in full). With
+    "halving" prompts are compared on `minibatch` examples until `finish`, which brings the best of them, one more than
+    `finalists` or more, to all examples.
     Emits "candidate" and "round" events.
     """
 
     def __init__(
-        self, start: Prompt, board: Board, reject: Reject, bench: Bench, *, minibatch: int, racing: bool = True
+        self,
+        start: Prompt,
+        board: Board,
+        reject: Reject,
+        bench: Bench,
+        *,
+        minibatch: int,
+        racing: Racing = True,
+        finalists: int = 4,
     ) -> None:
         self.start = start
         self.board = board
@@ -125,6 +140,9 @@ class PromptSearch:
         self._bench = bench
         self._minibatch = minibatch
         self._racing = racing
+        self._finalists = finalists
+        everything = len(board.examples)
+        self._compared_on = min(minibatch, everything) if racing == "halving" else everything
         self._tried = {start.digest: Proposal(start, "start")}
         self._proposed = 0
         self._rejected: Counter[str] = Counter()
@@ -140,8 +158,8 @@ class PromptSearch:
         return min(self._minibatch, everything) if self._racing else everything
 
     def begin(self) -> None:
-        """Score the start prompt in full. Raises BudgetExhausted, like all that runs prompts."""
-        self.board.run([self.start], len(self.board.examples))
+        """Score the start prompt, in full but with halving. Raises BudgetExhausted, like all that runs prompts."""
+        self.board.run([self.start], self._compared_on)
         self.report(self.start, dropped=False, round=0)
 
     def round(self, proposer: Proposer) -> None:
@@ -175,9 +193,12 @@ class PromptSearch:
         """Run prompts on a minibatch, then on twice as many examples, and so on up to all of them.
 
         Before each step those that are `hopeless` against the best prompt are dropped (ours, no paper races), so that
-        a bad candidate costs one minibatch. Halving the field at each step would cost a third of the rollouts, but
-        drops prompts that full evaluation chooses (docs/performance.md).
+        a bad candidate costs one minibatch. With "halving" the better half of the round goes on, to no more than a
+        minibatch (docs/performance.md: what each spares, and how often the choice is another).
         """
+        if self._racing == "halving":
+            self._halve(prompts)
+            return
         best, racing = self.board.scores(self.best), list(prompts)
         everything = len(self.board.examples)
         n = self.minibatch
@@ -191,6 +212,36 @@ class PromptSearch:
                 else:
                     going_on.append(prompt)
             racing, n = going_on, min(2 * n, everything)
+
+    def _halve(self, prompts: Sequence[Prompt]) -> None:
+        """Successive halving's first stage: all on a third of the minibatch, the better half on all of it."""
+        self.board.run(prompts, max(1, self._compared_on // GROWTH))
+        ranked = sorted(prompts, key=lambda p: (-sum(self.board.scores(p)), size(p)))
+        going_on = ranked[: math.ceil(len(ranked) / 2)]
+        self.board.run(going_on, self._compared_on)
+        for prompt in prompts:
+            self.report(prompt, dropped=prompt not in going_on)
+
+    def finish(self) -> None:
+        """The later stages of successive halving, over all rounds together; nothing without "halving".
+
+        Of the prompts that ran on a minibatch the better half, of those in turn the better half, up to all examples,
+        and never fewer than the finalists and one. That is Karnin, Koren and Somekh 2013 with stages that share their
+        examples, and the field filled round by round (ours).
+        """
+        everything = len(self.board.examples)
+        if self._compared_on == everything:
+            return
+        while self._compared_on < everything:
+            ranked = [s.prompt for s in self.ranking()]
+            kept = max(self._finalists + 1, math.ceil(len(ranked) / 2))
+            more = min(GROWTH * self._compared_on, everything)
+            self.board.run(ranked[:kept], more)
+            self._compared_on = more
+            for prompt in ranked[kept:]:
+                self.report(prompt, dropped=True, round=self.number - 1)
+        for scored in self.ranking():
+            self.report(scored.prompt, dropped=False, round=self.number - 1)
 
     def end_round(self) -> None:
         self._bench.emit(
@@ -221,13 +272,20 @@ class PromptSearch:
         )
 
     def ranking(self) -> list[Scored]:
-        """Prompts that ran on all search examples, best first; ties: the shorter, then the earlier."""
-        full = [s for s in self._scored() if s.n == len(self.board.examples)]
+        """Prompts that ran on all search examples, best first; ties: the shorter, then the earlier.
+
+        With halving and before its end: those that ran on a minibatch.
+        """
+        full = [s for s in self._scored() if s.n >= self._compared_on]
         return sorted(full, key=lambda s: (-s.score, size(s.prompt)))
 
     def history(self) -> list[Scored]:
-        """Everything that ran at all, ascending by score (dropped candidates by the score they got so far: ours)."""
-        return sorted(self._scored(), key=lambda s: s.score)
+        """Everything that ran at all, ascending by score (dropped candidates by the score they got so far: ours).
+
+        With halving that is a score on a few examples, so these come first.
+        """
+        dropped = self._compared_on if self._racing == "halving" else 0
+        return sorted(self._scored(), key=lambda s: (s.n >= dropped, s.score))
 
     def _scored(self) -> list[Scored]:
         everything = [(p, self.board.scores(p.prompt)) for p in self._tried.values()]

@@ -17,7 +17,7 @@ from cotune.errors import BudgetExhausted
 from cotune.evaluate import evaluate
 from cotune.plugins import resolve
 from cotune.proposers.filters import Filter
-from cotune.search import Board, PromptSearch
+from cotune.search import Board, PromptSearch, Racing
 from cotune.strategies.base import Fixed, Problem, Work, Workload, fixed
 from cotune.strategies.prompt_methods import METHODS
 from cotune.strategies.prompt_methods.base import Finalist, Ground, PromptMethod
@@ -35,7 +35,7 @@ class PromptOnly:
     search_examples: int
     choice_examples: int
     minibatch: int
-    racing: bool
+    racing: Racing
     finalists: int
 
     @classmethod
@@ -96,7 +96,15 @@ class PromptOnly:
             fits=_fits(problem, [*driving, *teaching, *choosing], bench),
         )
         board = Board(problem.task, driving, begin.adapter, problem.sampling, bench, begin.plan, begin.verifier)
-        search = PromptSearch(begin.prompt, board, banned.reject, bench, minibatch=self.minibatch, racing=self.racing)
+        search = PromptSearch(
+            begin.prompt,
+            board,
+            banned.reject,
+            bench,
+            minibatch=self.minibatch,
+            racing=self.racing,
+            finalists=self.finalists,
+        )
         return Ground(search, problem.task, tuple(teaching), begin, problem.sampling, problem.generator, bench)
 
     def _search(self, ground: Ground) -> tuple[Sequence[Finalist], bool]:
@@ -124,7 +132,7 @@ class PromptOnly:
         bench = ground.bench
         finalists = list(found[: self.finalists])
         if all(f.tuned != begin for f in finalists):
-            finalists.append(next(f for f in ground.finalists() if f.tuned == begin))
+            finalists.append(ground.started())
         scored: list[tuple[Finalist, float]] = []
         try:
             for finalist in finalists:

@@ -12,7 +12,7 @@ from toy import Sums, answering, bench, fake, instruction_of, of_kind, problem, 
 from cotune.bench import Bench, MemoryStore
 from cotune.config import resolve
 from cotune.engines.fake import FakeEngine
-from cotune.errors import CotuneError
+from cotune.errors import CotuneError, UsageError
 from cotune.models.base import BaseModel, load
 from cotune.models.lora import LoraFactors
 from cotune.strategies.base import Fixed
@@ -105,32 +105,62 @@ def test_the_adapter_of_start_is_kept_and_used(base: BaseModel) -> None:
     assert all(r.adapter is adapter for r in engine.calls)
 
 
+def test_halving_takes_fewer_rollouts_and_the_start_is_a_finalist(base: BaseModel) -> None:
+    spent: dict[bool | str, int] = {}
+    for racing in (True, "halving"):
+        at = bench(base, fake(likes_steps), events=(events := []))
+        tuned = strategy(method="opro", racing=racing).tune(START, problem(base), at)
+        assert isinstance(tuned, Fixed) and "step" in tuned.prompt.instruction
+        rollouts = {c["text"]: c["n"] for c in of_kind(events, "candidate")}
+        spent[racing] = sum(rollouts.values())
+        finalists = [f["text"] for f in of_kind(events, "finalist")]
+        assert finalists.count(START.prompt.instruction) == 1
+        assert all(rollouts[text] == 24 for text in finalists[:2])
+    assert rollouts[START.prompt.instruction] < 24
+    assert spent["halving"] < 0.6 * spent[True]
+
+
+@pytest.mark.parametrize("method", ["mipro", "gepa", "bpo"])
+def test_halving_is_refused_where_nothing_races(method: str) -> None:
+    with pytest.raises(UsageError, match=f"{method} does not race"):
+        strategy(method=method, racing="halving")
+
+
+@pytest.mark.parametrize("racing", [True, "halving"])
+def test_a_budget_of_any_size_is_kept(base: BaseModel, racing: bool | str) -> None:
+    opro = strategy(method="opro", racing=racing)
+    free = bench(base, fake(likes_steps), events=(events := []))
+    whole = opro.tune(START, problem(base), free)
+    # The last batch is asked for at its longest possible, so more than was spent must be allowed to end it.
+    spent = of_kind(events, "chosen")[-1]["tuning_tokens"]
+    for limit in range(0, spent + 1, max(1, spent // 7)):
+        at = bench(base, fake(likes_steps), tokens=limit)
+        opro.tune(START, problem(base), at)
+        assert at.ledger.tuning.tokens <= limit
+    enough = bench(base, fake(likes_steps), tokens=spent + 1000)
+    assert opro.tune(START, problem(base), enough) == whole
+
+
 def test_budgets(base: BaseModel) -> None:
     free = bench(base, fake(likes_steps), events=(events := []))
-    whole = strategy(method="opro").tune(START, problem(base), free)
-    spent = {kind: of_kind(events, kind)[-1]["tuning_tokens"] for kind in ("round", "chosen")}
+    strategy(method="opro").tune(START, problem(base), free)
+    spent = of_kind(events, "round")[-1]["tuning_tokens"]
     searched = of_kind(events, "round")[-1]["best"]
 
     none = bench(base, fake(likes_steps), tokens=0)
     assert strategy().tune(START, problem(base), none) is START
     assert none.ledger.tuning.tokens == 0
     # Enough for the search, not for a choice: the best that ran in full on the search examples.
-    no_choice = bench(base, fake(likes_steps), tokens=spent["round"] + 100, events=(events := []))
+    no_choice = bench(base, fake(likes_steps), tokens=spent + 100, events=(events := []))
     tuned = strategy(method="opro").tune(START, problem(base), no_choice)
     assert isinstance(tuned, Fixed)
     scores = {c["text"]: c["score"] for c in of_kind(events, "candidate") if c["n"] == 24}
     assert scores[tuned.prompt.instruction] == searched
     assert of_kind(events, "budget")[0]["where"] == "choice"
-    for limit in range(0, spent["chosen"] + 1, max(1, spent["chosen"] // 5)):
-        at = bench(base, fake(likes_steps), tokens=limit)
-        strategy(method="opro").tune(START, problem(base), at)
-        assert at.ledger.tuning.tokens <= limit
-    # The last batch is asked for at its longest possible, so allow that much more than was spent.
-    enough = bench(base, fake(likes_steps), tokens=spent["chosen"] + 1000)
-    assert strategy(method="opro").tune(START, problem(base), enough) == whole
 
 
-def test_interrupted_and_resumed_is_the_same(base: BaseModel) -> None:
+@pytest.mark.parametrize("racing", [True, "halving"])
+def test_interrupted_and_resumed_is_the_same(base: BaseModel, racing: bool | str) -> None:
     class Stopping(FakeEngine):
         left = 0
 
@@ -144,15 +174,15 @@ def test_interrupted_and_resumed_is_the_same(base: BaseModel) -> None:
         return bench(base, engine, store=store)
 
     whole_bench = at(fake(likes_steps), MemoryStore())
-    whole = strategy().tune(START, problem(base), whole_bench)
+    whole = strategy(racing=racing).tune(START, problem(base), whole_bench)
     store = MemoryStore()
     for stop_after in (1, 5, 9):
         engine = Stopping(answering(likes_steps), batch_size=8)
         engine.left = stop_after
         with pytest.raises(KeyboardInterrupt):
-            strategy().tune(START, problem(base), at(engine, store))
+            strategy(racing=racing).tune(START, problem(base), at(engine, store))
     last = at(fake(likes_steps), store)
-    assert strategy().tune(START, problem(base), last) == whole
+    assert strategy(racing=racing).tune(START, problem(base), last) == whole
     assert last.ledger.tuning.tokens == whole_bench.ledger.tuning.tokens
     assert last.ledger.tuning.calls == whole_bench.ledger.tuning.calls
 

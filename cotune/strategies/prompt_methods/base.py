@@ -57,12 +57,22 @@ class Ground:
         """Proposes `sets` sets of at most `most` accepted answers to the teaching examples."""
         return DemonstrationProposer(self.task, self.teaching, self.start.adapter, self.sampling, most=most, sets=sets)
 
+    def finish(self) -> list[Finalist]:
+        """How a method that raced ends: the race's last stages, and `finalists`. Raises BudgetExhausted."""
+        self.search.finish()
+        return self.finalists()
+
     def finalists(self) -> list[Finalist]:
-        """Every prompt that ran on all search examples, best first."""
+        """Every prompt that ran on all search examples, best first (see PromptSearch.ranking)."""
         return [
             Finalist(replace(self.start, prompt=s.prompt), s.origin, s.score, size(s.prompt))
             for s in self.search.ranking()
         ]
+
+    def started(self) -> Finalist:
+        """The start prompt, whatever it has run on."""
+        scores = self.search.board.scores(self.search.start)
+        return Finalist(self.start, "start", sum(scores) / len(scores), size(self.search.start))
 
 
 class PromptMethod(Protocol):

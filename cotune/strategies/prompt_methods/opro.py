@@ -13,7 +13,7 @@ from cotune.strategies.prompt_methods.base import Finalist, Ground, proposing
 
 @dataclass(frozen=True)
 class Opro:
-    """Racing (ours) spares most candidates a full evaluation; `prompt.racing = false` is the paper's."""
+    """Racing (ours) spares candidates a full evaluation; `prompt.racing = false` is the paper's."""
 
     teaches: ClassVar[bool] = False
     demonstrations: ClassVar[int] = 0
@@ -31,8 +31,12 @@ class Opro:
         return [*works, *proposing(self.proposing, self.rounds, load)]
 
     def search(self, ground: Ground) -> list[Finalist]:
+        self.explore(ground)
+        return ground.finish()
+
+    def explore(self, ground: Ground) -> None:
+        """The rounds alone."""
         search = ground.search
         proposer = self.proposing.proposer(ground.task, search.board.examples, ground.generator, ground.bench)
         for _ in range(self.rounds):
             search.round(proposer)
-        return ground.finalists()

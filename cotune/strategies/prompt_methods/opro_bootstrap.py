@@ -35,5 +35,5 @@ class OproBootstrap:
         return [*self.opro.plan(load, driving, teaching), *self.bootstrap.plan(load, driving, teaching)]
 
     def search(self, ground: Ground) -> list[Finalist]:
-        self.opro.search(ground)
+        self.opro.explore(ground)
         return self.bootstrap.search(ground)
