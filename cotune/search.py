@@ -131,7 +131,7 @@ class PromptSearch:
         *,
         minibatch: int,
         racing: Racing = True,
-        finalists: int = 4,
+        finalists: int,
     ) -> None:
         self.start = start
         self.board = board
@@ -158,7 +158,7 @@ class PromptSearch:
         return min(self._minibatch, everything) if self._racing else everything
 
     def begin(self) -> None:
-        """Score the start prompt, in full but with halving. Raises BudgetExhausted, like all that runs prompts."""
+        """Score the start prompt, in full except with halving. Raises BudgetExhausted, like all that runs prompts."""
         self.board.run([self.start], self._compared_on)
         self.report(self.start, dropped=False, round=0)
 
@@ -284,8 +284,8 @@ class PromptSearch:
 
         With halving that is a score on a few examples, so these come first.
         """
-        dropped = self._compared_on if self._racing == "halving" else 0
-        return sorted(self._scored(), key=lambda s: (s.n >= dropped, s.score))
+        enough = self._compared_on if self._racing == "halving" else 0
+        return sorted(self._scored(), key=lambda s: (s.n >= enough, s.score))
 
     def _scored(self) -> list[Scored]:
         everything = [(p, self.board.scores(p.prompt)) for p in self._tried.values()]
