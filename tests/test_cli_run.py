@@ -189,6 +189,13 @@ def test_study_runs_what_is_not_finished(tmp_path: Path, random_model_dir: Path)
     compared = cotune("compare", tmp_path / "out", "--study", part)
     assert (compared.exit_code, compared.stdout) == (2, "")
     assert f"None of the 2 runs of {part} is there" in compared.stderr
+    laid_on = tmp_path / "laid-on.toml"
+    laid_on.write_text("limit_test = 2\n")
+    compared = cotune("compare", tmp_path / "out", "--study", part, "--config", laid_on, "--json")
+    assert [row["run_names"] for row in json.loads(compared.stdout)["groups"][0]["rows"]] == [[rows[0]["run"]]]
+    assert f"cotune study {part} --config {laid_on} --out DIR" in compared.stderr
+    compared = cotune("compare", tmp_path / "out", "--config", laid_on)
+    assert compared.exit_code == 2 and "Add --study" in compared.stderr
 
 
 def _hear_ctrl_c() -> None:

@@ -33,6 +33,9 @@ def compare(
     study: Annotated[
         Path | None, typer.Option(metavar="FILE|DIR", help="Of the folders, only the runs that this study stands for.")
     ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE.toml", help="What the study was run with, if anything.")
+    ] = None,
     allow_mixed: Annotated[
         bool,
         typer.Option("--allow-mixed", help="Compare runs with other data, decoding or grader, and mark the table."),
@@ -50,10 +53,12 @@ def compare(
     from cotune.compare import render, report, tables
     from cotune.errors import UsageError
 
+    if file and not study:
+        raise UsageError("--config says what a study was run with. Add --study FILE|DIR.")
     chosen = "json" if as_json else format
     if chosen == "html" and not out and sys.stdout.isatty():
         raise UsageError("An HTML report is a file, not for a terminal. Add --out report.html.")
-    groups = tables.compare(_of_study(folders, study) if study else folders, baseline, metric, allow_mixed)
+    groups = tables.compare(_of_study(folders, study, file) if study else folders, baseline, metric, allow_mixed)
     if chosen == "table":
         text = drawn(render.as_table(groups), terminal=not out and sys.stdout.isatty())
     else:
@@ -79,13 +84,15 @@ def _pngs(drawings: Mapping[str, str]) -> dict[str, bytes]:
     return {f"{name.removesuffix('.svg')}.png": png(svg) for name, svg in drawings.items()}
 
 
-def _of_study(folders: list[Path], study: Path) -> list[Path]:
+def _of_study(folders: list[Path], study: Path, file: Path | None) -> list[Path]:
     """The run folders of a study, matched runs too. Those not there are counted on stderr; UsageError when none is."""
     from cotune import matching
+    from cotune.config import read_toml
     from cotune.errors import UsageError
     from cotune.study import experiments
 
-    planned = experiments(study, {})
+    planned = experiments(study, read_toml(file) if file else {})
+    again = f"Run them: cotune study {study}{f' --config {file}' if file else ''} --out DIR."
     for e in planned:
         if e.config is None:
             note(f"{e.source} cannot be used: {e.reason}")
@@ -93,11 +100,9 @@ def _of_study(folders: list[Path], study: Path) -> list[Path]:
     there = [folder / name for folder in folders for name in sorted(names) if (folder / name).is_dir()]
     missing = len(names - {path.name for path in there})
     if not there:
-        raise UsageError(
-            f"None of the {len(names)} runs of {study} is there. Run them: cotune study {study} --out DIR."
-        )
+        raise UsageError(f"None of the {len(names)} runs of {study} is there. {again}")
     if missing:
-        note(f"{missing} of the {len(names)} runs of {study} are not there. Run them: cotune study {study} --out DIR.")
+        note(f"{missing} of the {len(names)} runs of {study} are not there. {again}")
     return [*there, *matching.of_study(planned, folders)]
 
 
