@@ -68,8 +68,8 @@ class PromptOnly:
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """What is best on val among the finalists of the search; `start` is always one of them.
 
-        With an exhausted budget: the best on val of the finalists scored so far, or, before two were, the best that
-        ran on all search examples, or `start` itself if not even its prompt was scored.
+        With an exhausted budget: the best on val of the finalists scored so far, or, before two were, the best of
+        the search's ranking, or `start` itself if not even its prompt was scored.
         """
         begin = fixed(start, "prompt-only")
         ground = self._ground(begin, problem, bench)
@@ -108,7 +108,7 @@ class PromptOnly:
         return Ground(search, problem.task, tuple(teaching), begin, problem.sampling, problem.generator, bench)
 
     def _search(self, ground: Ground) -> tuple[Sequence[Finalist], bool]:
-        """The finalists, best first, and whether the search came to its end; else those that ran in full until then."""
+        """The finalists, best first, and whether the search came to its end; else the ranking until then."""
         try:
             ground.search.begin()
             return self.method.search(ground), True

@@ -195,6 +195,15 @@ def test_examples_that_no_term_counts_cost_nothing_and_move_nothing(base: BaseMo
     assert (loss.item(), named, gradients(tuner, loss)) == (0.0, {}, {})
 
 
+def agreement_of(actor: Tensor, prompt: Tensor) -> dict[str, Any]:
+    """What `watch_agreement` should find, of the two gradients."""
+    return {
+        "actor_gradient": pytest.approx(float(actor.norm()), rel=1e-4),
+        "prompt_gradient": pytest.approx(float(prompt.norm()), rel=1e-4),
+        "cosine": pytest.approx(float(actor @ prompt / actor.norm() / prompt.norm()), abs=1e-4),
+    }
+
+
 def test_agreement_of_the_terms_is_that_of_their_gradients(base: BaseModel) -> None:
     tuner = make(base)
     actor = gradients(tuner, loss_of(tuner, base, ITEMS, 0.0)[0])
@@ -208,13 +217,7 @@ def test_agreement_of_the_terms_is_that_of_their_gradients(base: BaseModel) -> N
     assert watch_agreement(terms, list(tuner.prompts.shared.values()), found.append)
     assert not found
     watched = gradients(tuner, joint_loss(terms, 0.5)[0] / 7)
-    assert found == [
-        {
-            "actor_gradient": pytest.approx(float(left.norm()), rel=1e-4),
-            "prompt_gradient": pytest.approx(float(right.norm()), rel=1e-4),
-            "cosine": pytest.approx(float(left @ right / left.norm() / right.norm()), abs=1e-4),
-        }
-    ]
+    assert found == [agreement_of(left, right)]
     plain = gradients(tuner, joint_loss(joint_terms(tuner, base, ITEMS), 0.5)[0] / 7)
     assert watched.keys() == plain.keys()
     assert all(torch.equal(watched[name], plain[name]) for name in plain)  # it looks and changes no bit
