@@ -10,6 +10,8 @@ from typing import Any
 
 from cotune.compare.runs import Run, rows_of
 
+_VALIDATED = ("start", "epoch", "validation", "finalist")  # kinds of events
+
 Points = tuple[tuple[float, float], ...]
 """(tuning tokens, score in [0, 1]), in the order of the events; tokens count on over the stages of a sequence."""
 
@@ -18,9 +20,10 @@ Points = tuple[tuple[float, float], ...]
 class Curve:
     """One run's quality against its budget.
 
-    `validated`: the val score of each epoch (lora-only), round (joint) or finalist (prompt-only). `best`, at the same
-    places: the highest so far of the stage at hand, which is the val score of what the run hands over if its budget
-    ends there. `searched`: the best prompt of a search after each round, on the train examples that it looked at.
+    `validated`: the val score of each epoch (lora-only) or round (joint), before them of the start, or of each finalist
+    (prompt-only). `best`, at the same places: the highest so far of the stage at hand, which is the val score of what
+    the run hands over if its budget ends there. `searched`: the best prompt of a search after each round, on the train
+    examples that it looked at.
     """
 
     seed: int | None
@@ -47,7 +50,7 @@ def learning(run: Run, problems: list[str]) -> Curve | None:
         kind, at = event.get("kind"), _number(event.get("tuning_tokens"))
         if at is None:
             continue
-        if kind in ("epoch", "validation", "finalist") and (value := _score(event.get("val_score"))) is not None:
+        if kind in _VALIDATED and (value := _score(event.get("val_score"))) is not None:
             goes_on = bool(best) and event.get("stage") == stage
             stage = event.get("stage")
             validated.append((at, value))

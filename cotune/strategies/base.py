@@ -105,7 +105,7 @@ class Strategy(Protocol):
         """What `tune` will do at most, piece by piece. Tuned prompts are taken to be as long as the seed prompt."""
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
-        """A better `Tuned`, or `start` itself if the budget allows nothing.
+        """A better `Tuned`, or `start` itself (the same object) if the budget allows nothing or training made it worse.
 
         Never mutates `start` nor the base model's weights. With an exhausted budget: the best fully evaluated
         candidate. Raises NoData when a weights stage has nothing to train on.

@@ -33,7 +33,7 @@ from cotune.models.metatuner.measures import adapter_measures, probe, weights_no
 from cotune.models.metatuner.relaxation import same_vocabulary
 from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.rollouts import rollouts
-from cotune.strategies.base import Problem, Work, Workload, fixed
+from cotune.strategies.base import Fixed, Problem, Work, Workload, fixed
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
 from cotune.values import Conditioning, Example, Prompt, Tuned
 
@@ -84,7 +84,7 @@ class Joint:
                 0,
                 (s.warmup_epochs + s.epochs) * rows * (query + s.max_prompt_tokens + load.question + load.reference),
             ),
-            load.answers("choose the round on val", chosen, load.question),
+            load.answers("choose the round on val", chosen + min(self.choice_examples, load.val), load.question),
         ]
         if s.source != "gold":
             works.insert(0, Work.generation("own completions", load.train * n, load.question, load.limit))
@@ -93,8 +93,8 @@ class Joint:
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The state with the best validation score, of those at the end of the warm-up and of each round.
 
-        `start` gives p~, and comes back when the budget does not reach the first validation. Raises UsageError if
-        `start` has an adapter: M is frozen but for what is generated.
+        `start` gives p~, and comes back when it is better on val than every state (ours), and when the budget does not
+        reach the first validation. Raises UsageError if `start` has an adapter: M is frozen but for what is generated.
         """
         begin = fixed(start, "joint")
         if begin.adapter is not None:
@@ -107,7 +107,7 @@ class Joint:
         tuned = self._untrained(begin.prompt, problem, bench).under(begin.plan, begin.verifier)
         teacher = replace(self.teacher, max_new_tokens=problem.sampling.max_new_tokens, seed=bench.seed_for("teacher"))
         val = problem.val[: self.choice_examples]
-        run = _Run(self.settings, teacher, tuned, problem, val, bench, self.gradient_checkpointing)
+        run = _Run(self.settings, teacher, begin, tuned, problem, val, bench, self.gradient_checkpointing)
         try:
             run.train()
         except BudgetExhausted as error:
@@ -149,13 +149,14 @@ def round_ends(settings: JointConfig, items: int) -> list[int]:
 
 @dataclass
 class _State:
-    """What a checkpoint keeps besides tensors: the round, its D2 and its prompts for term 1 (by example id), and the
-    best validation so far with its round.
+    """What a checkpoint keeps besides tensors: the round, its D2 and its prompts for term 1 (by example id), the val
+    score of the start, and the best validation so far with its round.
     """
 
     round: int = 0
     targets: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
+    untuned: float = 0.0
     best: float | None = None
     best_round: int = 0
 
@@ -175,14 +176,16 @@ class _Run:
         self,
         settings: JointConfig,
         teacher: Sampling,
+        start: Fixed,
         tuned: MetaTuned,
         problem: Problem,
         val: Sequence[Example],
         bench: Bench,
         gradient_checkpointing: bool,
     ) -> None:
-        self._settings, self._teacher, self._tuned, self._problem = settings, teacher, tuned, problem
-        self._val, self._bench, self._gradient_checkpointing = val, bench, gradient_checkpointing
+        self._settings, self._teacher, self._start, self._tuned = settings, teacher, start, tuned
+        self._problem, self._val, self._bench = problem, val, bench
+        self._gradient_checkpointing = gradient_checkpointing
         self._state = _State()
         self._unseen = AGREEMENT_EVERY  # micro-batches since the last look
         self._best: dict[str, Tensor] = {n: p.detach().clone() for n, p in tuned.tuner.parameters.items()}
@@ -204,6 +207,9 @@ class _Run:
         saved = trainer.restore()
         if saved is not None:
             self._state = _State(**saved)
+        elif self._val and ends[-1]:
+            self._state.untuned = self._score(self._start.condition(self._val, self._bench))
+            self._bench.emit("start", val_score=self._state.untuned)
         batches = [
             batch
             for epoch in range(self._settings.warmup_epochs + self._settings.epochs)
@@ -227,8 +233,11 @@ class _Run:
             self._validate(trainer.step)
 
     def take_best(self) -> bool:
-        """Give MetaTuner the best validated weights; False when none was validated."""
+        """Give MetaTuner the best validated weights; False when none was validated, or none as good as the start."""
         if self._state.best is None:
+            return False
+        if self._state.untuned > self._state.best:
+            self._bench.emit("chosen", round=None, val_score=self._state.untuned)
             return False
         self._bench.emit("chosen", round=self._state.best_round, val_score=self._state.best if self._val else None)
         self._tuned.tuner.load(self._best)
@@ -261,8 +270,7 @@ class _Run:
         if self._val:
             conditionings = self._tuned.condition(self._val, self._bench)
             self._look(conditionings)
-            task, sampling = self._problem.task, self._problem.sampling
-            score = evaluate(task, self._val, conditionings, sampling, self._bench, label="validation").score
+            score = self._score(conditionings)
         kept = not self._val or self._state.best is None or score > self._state.best
         if kept:
             self._state.best, self._state.best_round = score, self._state.round
@@ -271,6 +279,10 @@ class _Run:
         self._bench.emit(
             "validation", round=self._state.round, step=step, val_score=score if self._val else None, kept=kept
         )
+
+    def _score(self, conditionings: Sequence[Conditioning]) -> float:
+        task, sampling = self._problem.task, self._problem.sampling
+        return evaluate(task, self._val, conditionings, sampling, self._bench, label="validation").score
 
     def _look(self, conditionings: Sequence[Conditioning]) -> None:
         """Events on what F makes and what its encoding knows; they measure and change nothing, so are not booked."""

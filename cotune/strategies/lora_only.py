@@ -64,7 +64,7 @@ class LoraOnly:
         sampled, answered = load.train * c.samples, load.question + load.limit
         rolled = Work.generation("own completions", sampled, load.question, load.limit)
         chosen = min(self.choice_examples, load.val)
-        choose = load.answers("choose the epoch on val", c.epochs * chosen, load.question)
+        choose = load.answers("choose the epoch on val", (c.epochs + 1) * chosen, load.question)  # and the start
         if c.method == "sft":
             return [Work("train", 0, 0, c.epochs * load.train * (load.question + load.reference)), choose]
         if c.method in ("grpo", "ppo"):
@@ -85,9 +85,10 @@ class LoraOnly:
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
         """The adapter of the epoch that is best on val (ties: the earlier), under the prompt of `start`.
 
-        An adapter that `start` brings is trained further (ours: w after w, and p,w after w); it must have this
-        rank, scaling and these layers. `start` itself comes back only if the budget ends before an epoch is trained
-        and scored. Raises NoData when there is nothing to learn from, CotuneError when training diverges.
+        `start` itself comes back when it is better on val than every epoch (ours; the paper returns what was
+        trained), and when the budget ends before an epoch is trained and scored. An adapter that `start` brings is
+        trained further (ours: w after w, and p,w after w); it must have this rank, scaling and these layers.
+        Raises NoData when there is nothing to learn from, CotuneError when training diverges.
         """
         begin = fixed(start, "lora-only")
         factors = self._factors(begin, problem, bench)
@@ -127,7 +128,8 @@ class LoraOnly:
         return {name: tuple(map(trainable, given.factors[name])) for name in layers}
 
     def _train(self, method: Method[Any], policy: Policy, begin: Fixed, problem: Problem, bench: Bench) -> Fixed | None:
-        """Train and score epoch by epoch. The best factors so far travel with the checkpoint."""
+        """Train and score epoch by epoch; None when `begin` is the best. The best factors so far travel with the
+        checkpoint."""
         c = self.config
         parts = "abm" if c.variant == "dora" else "ab"  # lora_a, lora_b, magnitude
         named = {f"{n}.{part}": p for n, own in policy.factors.items() for part, p in zip(parts, own, strict=True)}
@@ -151,7 +153,13 @@ class LoraOnly:
             bench,
             best,
         )
-        meta: dict[str, Any] = trainer.restore() or {"scores": []}
+        meta = trainer.restore()
+        if meta is None:
+            untuned = self._score(begin, problem, bench)
+            if untuned is None:
+                return None
+            bench.emit("start", val_score=untuned)
+            meta = {"untuned": untuned, "scores": []}
         for number in range(len(meta["scores"]), c.epochs):  # a resumed run has scored some already
             done = trainer.step - number * method.steps
             try:
@@ -170,6 +178,9 @@ class LoraOnly:
             bench.emit("epoch", epoch=number + 1, of=c.epochs, val_score=score)
         scores = meta["scores"]
         if not scores:
+            return None
+        if meta["untuned"] > max(scores):
+            bench.emit("chosen", epoch=0, val_score=meta["untuned"])
             return None
         bench.emit("chosen", epoch=scores.index(max(scores)) + 1, val_score=max(scores))
         factors = {name: tuple(best[f"{name}.{part}"] for part in parts) for name in policy.factors}

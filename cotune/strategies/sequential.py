@@ -74,7 +74,7 @@ class Sequential:
                 begin = replace(fixed(current, "sequential"), prompt=original.prompt)
             asked = replace(problem, train=problem.val) if self._asks_val(i) else problem
             tuned = self.stages[kind].tune(begin, asked, stage)
-            if tuned is not begin:  # else the budget allowed nothing, and what we have stands
+            if tuned is not begin:  # else what we have stands: the budget allowed nothing, or training made it worse
                 current = tuned
             with bench.ledger.measuring():  # for the record only; the stages have chosen already
                 conditionings = current.condition(val, stage)

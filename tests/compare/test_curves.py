@@ -44,7 +44,7 @@ def test_a_sequence_goes_on_over_its_stages_and_hands_over_what_the_last_has(tmp
             val("finalist", 10, 0.5, "tune/0-p"),
             val("finalist", 20, 0.6, "tune/0-p"),
             {"kind": "stage-result", "val_score": 0.6, "tuning_tokens": 20},
-            val("epoch", 50, 0.4, "tune/1-w"),
+            val("start", 50, 0.4, "tune/1-w"),
             val("epoch", 80, 0.5, "tune/1-w"),
             val("epoch", 110, 0.45, "tune/1-w"),
         ),

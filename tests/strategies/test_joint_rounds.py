@@ -25,6 +25,7 @@ from tests.strategies.joint_lab import (
     SETTINGS,
     Lab,
     changed,
+    script,
     scripted,
     talkative,
     untrained,
@@ -142,6 +143,24 @@ def test_without_a_warm_up_the_first_round_is_joint(base: BaseModel, seen: list[
     assert idle.tune() is SEED and idle.ledger.tuning.tokens == 0
 
 
+@pytest.mark.parametrize(("written", "score"), [("bad", 0.0), (SEED.prompt.instruction, 1.0)])
+def test_the_start_comes_back_if_it_is_better_on_val_than_every_round(
+    base: BaseModel, written: str, score: float
+) -> None:
+    """M is right under the seed prompt alone."""
+    write = script([written] * 3)
+
+    def answer(rendered: str, adapter: str | None, sample: int) -> str:
+        return write(rendered.replace(SEED.prompt.instruction, "good"), adapter, sample)
+
+    lab = Lab(base, engine=FakeEngine(answer))
+    tuned = lab.tune()
+    assert [e["val_score"] for e in lab.of("start") + lab.of("validation")] == [1.0, *3 * [score]]
+    assert (tuned is SEED) == (score < 1.0)
+    [chosen] = lab.of("chosen")
+    assert (chosen["round"], chosen["val_score"]) == (None if tuned is SEED else 0, 1.0)
+
+
 def test_the_plan_is_an_upper_bound_of_the_same_kind_of_work(base: BaseModel) -> None:
     lab = Lab(base)
     lab.tune()
@@ -153,7 +172,7 @@ def test_the_plan_is_an_upper_bound_of_the_same_kind_of_work(base: BaseModel) ->
     assert sum(w.calls for w in works) >= spent.calls
     assert sum(w.trained_tokens for w in works) >= spent.trained_tokens
     assert sum(w.forward_tokens for w in works) >= spent.prompt_tokens + spent.generated_tokens
-    assert sum(w.calls for w in works) == 3 * 5 * 3 * 2 + 2 * 8 + 2 * 3 * 3
+    assert sum(w.calls for w in works) == 3 * 5 * 3 * 2 + 2 * 8 + 2 * 3 * 3 + 3  # the start on val
 
 
 def test_the_frozen_copy_follows_only_at_the_beginning_of_a_round(

@@ -29,12 +29,13 @@ def base(random_model_dir: Path) -> BaseModel:
     return load(str(random_model_dir), device="cpu", dtype="float32")
 
 
-def scripted(scores: dict[int, float]) -> FakeEngine:
-    """Right on a share of the questions that depends on how many adapters were seen before."""
+def scripted(untuned: float, scores: dict[int, float]) -> FakeEngine:
+    """Right on a share of the questions that depends on how many adapters were seen before; `untuned` without one."""
     seen: list[str] = []
 
     def share(rendered: str, adapter: str | None) -> float:
-        assert adapter is not None
+        if adapter is None:
+            return untuned
         if adapter not in seen:
             seen.append(adapter)
         return scores[seen.index(adapter)]
@@ -76,18 +77,32 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(base: BaseModel, var
     assert at.ledger.tuning.flops == pytest.approx((4.0 * base.parameters_count + 6.0 * trained) * tokens + generation)
 
 
-@pytest.mark.parametrize(("scores", "best"), [((0.2, 0.9, 0.5), 1), ((0.9, 0.9, 0.1), 0), ((0.0, 0.1, 0.9), 2)])
-def test_the_best_epoch_on_val_comes_back_ties_the_earlier(base: BaseModel, scores: Any, best: int) -> None:
-    engine = scripted(dict(enumerate(scores)))
+@pytest.mark.parametrize(
+    ("untuned", "scores", "best"),
+    [
+        (0.0, (0.2, 0.9, 0.5), 1),
+        (0.0, (0.9, 0.9, 0.1), 0),
+        (0.5, (0.0, 0.1, 0.9), 2),
+        (0.9, (0.2, 0.9, 0.5), 1),
+        (1.0, (0.2, 0.9, 0.5), None),
+    ],
+)
+def test_the_best_epoch_on_val_comes_back_ties_the_earlier_and_the_start_only_if_it_is_better(
+    base: BaseModel, untuned: float, scores: Any, best: int | None
+) -> None:
+    engine = scripted(untuned, dict(enumerate(scores)))
     given = problem(base, train=8, val=20)
     sections = {"weights": SMALL, "prompt": {"choice_examples": 20}}
     config = resolve({"strategy": "lora-only", "model": "x", "task": "micro-gsm8k"}, sections)
     events: list[Event] = []
     tuned = LoraOnly.from_config(config).tune(START, given, bench(base, engine, events=events))
+    assert of_kind(events, "chosen")[0]["epoch"] == (0 if best is None else best + 1)
+    if best is None:
+        assert tuned is START
+        return
     assert isinstance(tuned, Fixed) and tuned.adapter is not None
     digests = list(dict.fromkeys(r.adapter.digest for r in engine.calls if r.adapter))
     assert tuned.adapter.digest == digests[best]
-    assert of_kind(events, "chosen")[0]["epoch"] == best + 1
 
 
 @pytest.mark.parametrize(("variant", "stops"), [("lora", range(1, 8)), ("dora", (3,))])
@@ -205,6 +220,8 @@ def test_budgets(base: BaseModel) -> None:
     strategy().tune(START, given, free)
     epochs = [e["tuning_tokens"] for e in of_kind(events, "epoch")]
     assert strategy().tune(START, given, bench(base, fake(half), tokens=0)) is START
+    [start] = of_kind(events, "start")
+    assert strategy().tune(START, given, bench(base, fake(half), tokens=start["tuning_tokens"])) is START
     # Up to the end of an epoch's training, but not its val score: not fully evaluated, so start.
     assert strategy().tune(START, given, bench(base, fake(half), tokens=epochs[0] - 10)) is START
     at = bench(base, fake(half), tokens=epochs[1] - 10)

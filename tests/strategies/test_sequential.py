@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from toy import bench, fake, instruction_of, of_kind, problem, right_answer
+from toy import bench, fake, instruction_of, of_kind, problem, question_of, right_answer
 
 from cotune.bench import Bench
 from cotune.config import resolve
@@ -99,6 +99,24 @@ def test_a_restarted_stage_that_could_do_nothing_does_not_lose_the_prompt(base: 
     tuned = run(scripted("p,w,p", p=OnlyOnce("p")), base)
     assert (tuned.prompt.instruction, tuned.adapter) == ("Add the numbers.+", ADAPTER)
     assert run(scripted("p,w,p", p=Scripted("p", allowed=False), w=Scripted("w", allowed=False)), base) == START
+
+
+def test_a_restarted_stage_may_choose_the_original_prompt(base: BaseModel) -> None:
+    """Under the adapter it is the best on val; on the search examples it is not even a finalist."""
+
+    given = problem(base, train=16, val=6)
+    on_val = {e.question for e in given.val}
+
+    def share(rendered: str, adapter: str | None) -> float:
+        suits = adapter is not None and question_of(rendered) in on_val
+        return 0.9 if suits == (instruction_of(rendered) == START.prompt.instruction) else 0.2
+
+    events: list[Event] = []
+    strategy = Sequential(["p", "w", "p"], real("p,w,p").stages | {"w": Scripted("w")}, True, 6)
+    tuned = strategy.tune(START, given, bench(base, fake(share), events=events).at("tune"))
+    first, last = of_kind(events, "chosen")
+    assert first["text"] != last["text"] == START.prompt.instruction
+    assert tuned == replace(START, adapter=ADAPTER)
 
 
 def test_every_stage_is_reported_at_no_cost_to_tuning(base: BaseModel) -> None:

@@ -70,9 +70,9 @@ class Ground:
         ]
 
     def started(self) -> Finalist:
-        """The start prompt, whatever it has run on."""
+        """The start prompt, whatever it has run on: a copy, since `start` itself would say that nothing was chosen."""
         scores = self.search.board.scores(self.search.start)
-        return Finalist(self.start, "start", sum(scores) / len(scores), size(self.search.start))
+        return Finalist(replace(self.start), "start", sum(scores) / len(scores), size(self.search.start))
 
 
 class PromptMethod(Protocol):
