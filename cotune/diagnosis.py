@@ -23,6 +23,7 @@ def warnings(events: Events) -> list[str]:
     """One sentence for each signature found; empty for a healthy run."""
     found = [
         _nothing_new(events),
+        _nothing_gained(events),
         _one_prompt(events),
         _idle_adapters(events),
         _one_branch(events),
@@ -52,6 +53,22 @@ def _nothing_new(events: Events) -> str | None:
             return (
                 f"The prompt search found no new prompt to try in {len(rounds)} rounds: {told}, so the starting prompt "
                 "stayed. Try another prompt.proposer or prompt.method."
+            )
+    return None
+
+
+def _nothing_gained(events: Events) -> str | None:
+    """Of the first training whose start was better on val than all that it made."""
+    for start in (e for e in events if e.get("kind") == "start"):
+        made = [
+            e["val_score"]
+            for e in events
+            if e.get("kind") in ("epoch", "validation") and e.get("stage") == start.get("stage")
+        ]
+        if made and start["val_score"] > max(made):
+            return (
+                f"Training made the val score worse ({100 * start['val_score']:.1f} before, {100 * max(made):.1f} at "
+                "best), so what it started from is handed over. Try a lower learning rate, or another method."
             )
     return None
 

@@ -32,11 +32,13 @@ def scores(*values: float | None) -> list[Event]:
 
 
 FALLING, RISING, FLAT = [3.0, 3.0, 2.0, 2.0, 1.0, 1.0], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0], [1.0] * 6
-HEALTHY = [prompts(), adapters(), *steps(FALLING, FALLING), *scores(0.2, 0.4, 0.5)]
+START = {"kind": "start", "val_score": 0.45}
+HEALTHY = [prompts(), adapters(), *steps(FALLING, FALLING), START, *scores(0.2, 0.4, 0.5)]
 
 
 def test_a_healthy_run_and_other_strategies_have_no_warning() -> None:
     assert warnings(HEALTHY) == [] and warnings([]) == []
+    assert warnings([{**START, "stage": "tune/1-w"}, *scores(0.2)]) == []  # a score of another stage
     assert warnings([{"kind": "step", "loss": 1.0}, {"kind": "validation", "val_score": 0.1}]) == []
 
 
@@ -49,6 +51,10 @@ def test_a_healthy_run_and_other_strategies_have_no_warning() -> None:
         ([adapters(variation=0.001)], "nearly the same for every query"),
         (steps(FALLING, RISING), "The adapter branch improves (loss -67%) while the prompt branch decays (+200%)"),
         (steps(RISING, FALLING), "The prompt branch improves"),
+        (
+            [*steps(FALLING, FALLING), START, *scores(0.2, 0.4)],
+            "Training made the val score worse (45.0 before, 40.0 at",
+        ),
         ([*steps(FALLING, FLAT), *scores(0.2, 0.5, 0.3)], "falls (best 50.0, last 30.0) while the loss falls too"),
     ],
 )
