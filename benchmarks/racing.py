@@ -1,16 +1,16 @@
 """Rollouts of the prompt search with racing against full evaluation of the same proposals: is the choice the same?
 
-    python benchmarks/racing.py [--seeds 10] [--tasks micro-gsm8k ...] [--rounds 3] [--examples 100] [--val 100]
+    python benchmarks/racing.py [--seeds 10] [--tasks micro-gsm8k ...] [--rounds 6] [--examples 100] [--val 100]
 
-The tiny model, its settings (method opro, proposer edits), train and val alone. For each task and seed the search runs
-once with racing = false; then its proposals are searched again with racing = true and with "halving". A rollout is an
-answer to a search example. The choice on val, which costs all the same, is made and compared, and is not counted.
-Answers of the first search are looked up in the others, so that all see the same ones (decoding is greedy) and the
-others cost no time.
+The tiny model and its methods (opro, proposer edits), otherwise the defaults of a search (six rounds of eight
+candidates), train and val alone. For each task and seed the search runs once with racing = false; then its proposals
+are searched again with racing = true and with "halving". A rollout is an answer to a search example. The choice on val,
+which costs all the same, is made and compared, and is not counted. Answers of the first search are looked up in the
+others, so that all see the same ones (decoding is greedy) and the others cost no time.
 
 Floor: at the same final choice, at most a third of the rollouts (median over seeds, every task). A changed choice is
-looked at too: by how much its score on the search examples and on val differs. With halving the proposals of a real
-search would be others, since it knows less when it makes them: so it also runs by itself.
+looked at too: by how much its score on the search examples and on val differs. The proposals of a real search would be
+others, since one that races knows less when it makes them: so each rule also runs by itself.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Recorded:
             proposer = Recording(made, self.rounds)
         for _ in range(self.opro.rounds):
             search.round(proposer)
-        return ground.finish()
+        return ground.finalists()
 
 
 def searched(strategy: PromptOnly, config: RunConfig, base: BaseModel, engine: Engine) -> tuple[Prompt, list[Any]]:
@@ -123,7 +123,7 @@ def scores(chosen: Prompt, events: Sequence[Event]) -> tuple[float, float]:
 
 
 def compared(config: RunConfig, base: BaseModel) -> list[dict[str, Any]]:
-    """A row for each rule, and one for halving by itself."""
+    """Two rows for each rule: on the proposals of the full search, and by itself."""
     strategy = make_strategy(config)
     assert isinstance(strategy, PromptOnly) and isinstance(strategy.method, Opro)
     method: Any = Recorded(strategy.method)
@@ -131,7 +131,7 @@ def compared(config: RunConfig, base: BaseModel) -> list[dict[str, Any]]:
     full = replace(strategy, method=method, racing=False)
     chosen, everything = searched(full, config, base, engine)
     races = {rule: replace(full, racing=racing) for rule, racing in RULES.items()}
-    races["halving by itself"] = replace(strategy, racing="halving")
+    races |= {f"{rule} by itself": replace(strategy, racing=racing) for rule, racing in RULES.items()}
     rows = []
     for rule, race in races.items():
         raced, racing = searched(race, config, base, engine)
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--rounds", type=int, default=3, help="as the tiny profile has it")
+    parser.add_argument("--rounds", type=int, default=6, help="PromptConfig's default; the tiny profile has 3")
     parser.add_argument("--examples", type=int, default=100, help="search examples (PromptConfig's default)")
     parser.add_argument("--val", type=int, default=100)
     parser.add_argument("--rows", type=Path, help="JSON lines of results; those that are there are not measured again")

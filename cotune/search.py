@@ -21,9 +21,6 @@ from cotune.values import GREEDY, Adapter, AnyPlan, Conditioning, Example, Promp
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
 DROP_Z = 1.645
 
-# Halving: from one stage to the next the better half goes on, and runs on so many times the examples (ours).
-GROWTH = 3
-
 Racing = Literal[True, False, "halving"]
 
 
@@ -116,9 +113,7 @@ class PromptSearch:
     """What was proposed from `start` on, and how it did on the search examples of `board`.
 
     A prompt method goes round by round: `admit` keeps what is new and no junk, the board scores it, `end_round` says
-    how it went. `round` does all three for a proposer, by racing (or, without, by running everything in full). With
-    "halving" prompts are compared on `minibatch` examples until `finish`, which brings the best of them, one more than
-    `finalists` or more, to all examples.
+    how it went. `round` does all three for a proposer, by racing (or, without, by running everything in full).
     Emits "candidate" and "round" events.
     """
 
@@ -131,7 +126,6 @@ class PromptSearch:
         *,
         minibatch: int,
         racing: Racing = True,
-        finalists: int,
     ) -> None:
         self.start = start
         self.board = board
@@ -140,9 +134,6 @@ class PromptSearch:
         self._bench = bench
         self._minibatch = minibatch
         self._racing = racing
-        self._finalists = finalists
-        everything = len(board.examples)
-        self._compared_on = min(minibatch, everything) if racing == "halving" else everything
         self._tried = {start.digest: Proposal(start, "start")}
         self._proposed = 0
         self._rejected: Counter[str] = Counter()
@@ -158,8 +149,8 @@ class PromptSearch:
         return min(self._minibatch, everything) if self._racing else everything
 
     def begin(self) -> None:
-        """Score the start prompt, in full except with halving. Raises BudgetExhausted, like all that runs prompts."""
-        self.board.run([self.start], self._compared_on)
+        """Score the start prompt in full. Raises BudgetExhausted, like everything that runs prompts."""
+        self.board.run([self.start], len(self.board.examples))
         self.report(self.start, dropped=False, round=0)
 
     def round(self, proposer: Proposer) -> None:
@@ -193,8 +184,8 @@ class PromptSearch:
         """Run prompts on a minibatch, then on twice as many examples, and so on up to all of them.
 
         Before each step those that are `hopeless` against the best prompt are dropped (ours, no paper races), so that
-        a bad candidate costs one minibatch. With "halving" the better half of the round goes on, to no more than a
-        minibatch (docs/performance.md: what each spares, and how often the choice is another).
+        a bad candidate costs one minibatch. "halving" is another race (docs/performance.md: what each spares, and how
+        often the choice is another).
         """
         if self._racing == "halving":
             self._halve(prompts)
@@ -214,34 +205,27 @@ class PromptSearch:
             racing, n = going_on, min(2 * n, everything)
 
     def _halve(self, prompts: Sequence[Prompt]) -> None:
-        """Successive halving's first stage: all on a third of the minibatch, the better half on all of it."""
-        self.board.run(prompts, max(1, self._compared_on // GROWTH))
-        ranked = sorted(prompts, key=lambda p: (-sum(self.board.scores(p)), size(p)))
-        going_on = ranked[: math.ceil(len(ranked) / 2)]
-        self.board.run(going_on, self._compared_on)
-        for prompt in prompts:
-            self.report(prompt, dropped=prompt not in going_on)
+        """Successive halving (Karnin, Koren and Somekh 2013), with stages that share their examples.
 
-    def finish(self) -> None:
-        """The later stages of successive halving, over all rounds together; nothing without "halving".
-
-        Of the prompts that ran on a minibatch the better half, of those in turn the better half, up to all examples,
-        and never fewer than the finalists and one. That is Karnin, Koren and Somekh 2013 with stages that share their
-        examples, and the field filled round by round (ours).
+        All prompts run on a third of a minibatch, the better half of them on all of it, and half as many as these on
+        all examples: of all rounds the best that have not yet (ours), so that one that just missed has another chance.
         """
         everything = len(self.board.examples)
-        if self._compared_on == everything:
-            return
-        while self._compared_on < everything:
-            ranked = [s.prompt for s in self.ranking()]
-            kept = max(self._finalists + 1, math.ceil(len(ranked) / 2))
-            more = min(GROWTH * self._compared_on, everything)
-            self.board.run(ranked[:kept], more)
-            self._compared_on = more
-            for prompt in ranked[kept:]:
-                self.report(prompt, dropped=True, round=self.number - 1)
-        for scored in self.ranking():
-            self.report(scored.prompt, dropped=False, round=self.number - 1)
+        self.board.run(prompts, max(1, self.minibatch // 3))
+        half = self._best(prompts, math.ceil(len(prompts) / 2))
+        self.board.run(half, self.minibatch)
+        tried = [p.prompt for p in self._tried.values()]
+        waiting = [p for p in tried if self.minibatch <= len(self.board.scores(p)) < everything]
+        promoted = self._best(waiting, math.ceil(len(half) / 2))
+        self.board.run(promoted, everything)
+        for prompt in tried:
+            if prompt in promoted or prompt in prompts:
+                self.report(prompt, dropped=len(self.board.scores(prompt)) < everything)
+
+    def _best(self, prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+        """The best `n` on the examples that all of them ran; ties: the shorter, then the earlier."""
+        shared = min((len(self.board.scores(p)) for p in prompts), default=0)
+        return sorted(prompts, key=lambda p: (-sum(self.board.scores(p)[:shared]), size(p)))[:n]
 
     def end_round(self) -> None:
         self._bench.emit(
@@ -272,20 +256,17 @@ class PromptSearch:
         )
 
     def ranking(self) -> list[Scored]:
-        """Prompts that ran on all search examples, best first; ties: the shorter, then the earlier.
-
-        With halving and before its end: those that ran on a minibatch.
-        """
-        full = [s for s in self._scored() if s.n >= self._compared_on]
-        return sorted(full, key=lambda s: (-s.score, size(s.prompt)))
+        """Prompts that ran on all search examples, best first; ties: the shorter, then the earlier."""
+        everything = len(self.board.examples)
+        return sorted((s for s in self._scored() if s.n == everything), key=lambda s: (-s.score, size(s.prompt)))
 
     def history(self) -> list[Scored]:
         """Everything that ran at all, ascending by score (dropped candidates by the score they got so far: ours).
 
-        With halving that is a score on a few examples, so these come first.
+        With halving a score may be that of a few examples, so these come first: ascending by examples, then by score.
         """
-        enough = self._compared_on if self._racing == "halving" else 0
-        return sorted(self._scored(), key=lambda s: (s.n >= enough, s.score))
+        few = self._racing == "halving"
+        return sorted(self._scored(), key=lambda s: (s.n if few else 0, s.score))
 
     def _scored(self) -> list[Scored]:
         everything = [(p, self.board.scores(p.prompt)) for p in self._tried.values()]

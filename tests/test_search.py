@@ -45,14 +45,17 @@ class Listed:
 
 
 def searching(
-    base: BaseModel, engine: FakeEngine, events: list[Event], tokens: int | None = None, racing: Racing = True
+    base: BaseModel,
+    engine: FakeEngine,
+    events: list[Event],
+    tokens: int | None = None,
+    racing: Racing = True,
+    examples: int = 32,
 ) -> PromptSearch:
     at = bench(base, engine, tokens=tokens, events=events)
-    board = Board(Sums(), EXAMPLES, None, SAMPLING, at)
+    board = Board(Sums(), EXAMPLES[:examples], None, SAMPLING, at)
     reject = {"never 1.0": "banned"}
-    return PromptSearch(
-        START, board, lambda p: reject.get(p.prompt.instruction), at, minibatch=8, racing=racing, finalists=1
-    )
+    return PromptSearch(START, board, lambda p: reject.get(p.prompt.instruction), at, minibatch=8, racing=racing)
 
 
 def run(search: PromptSearch, *rounds: Listed) -> PromptSearch:
@@ -99,31 +102,44 @@ def test_halving_by_hand(base: BaseModel) -> None:
     engine, events = fake(share), list[Event]()
     first, second = Listed("a 0.0", "b 0.0", "c 1.0", "dd 1.0"), Listed("eee 1.0", "f 0.0", "long g 0.0")
     search = run(searching(base, engine, events, racing="halving"), first, second)
-    seen = {"start 0.5": 8, "a 0.0": 2, "b 0.0": 2, "c 1.0": 8, "dd 1.0": 8, "eee 1.0": 8, "f 0.0": 8, "long g 0.0": 2}
-    assert Counter(instruction_of(r.prompt) for r in engine.calls) == seen  # a third of 8, then 8 for the better half
+    # A third of 8, then 8 for the better half of a round, then all 32 for one: c, in the second round dd, which waited.
+    seen = {
+        "start 0.5": 32,
+        "a 0.0": 2,
+        "b 0.0": 2,
+        "c 1.0": 32,
+        "dd 1.0": 32,
+        "eee 1.0": 8,
+        "f 0.0": 8,
+        "long g 0.0": 2,
+    }
+    assert Counter(instruction_of(r.prompt) for r in engine.calls) == seen
     assert second.best == Prompt("c 1.0")
-    assert [s.n for s in second.shown] == [2, 2, 8, 8, 8]  # what was dropped first, whatever its score
-    assert [s.prompt.instruction for s in search.ranking()][:3] == ["c 1.0", "dd 1.0", "eee 1.0"]
-    search.finish()  # five on 8: three on 24, then two, for one finalist and one more, on all 32
-    seen |= {"c 1.0": 32, "dd 1.0": 32, "eee 1.0": 24}
-    assert Counter(instruction_of(r.prompt) for r in engine.calls) == seen
-    assert [(s.prompt.instruction, s.n) for s in search.ranking()] == [("c 1.0", 32), ("dd 1.0", 32)]
-    last = {c["text"]: (c["round"], c["n"], c["dropped"]) for c in of_kind(events, "candidate")}
-    assert last["start 0.5"] == (2, 8, True) and last["eee 1.0"] == (2, 24, True)
-    assert last["a 0.0"] == (1, 2, True) and last["c 1.0"] == (2, 32, False)
-    search.finish()
-    assert Counter(instruction_of(r.prompt) for r in engine.calls) == seen
+    assert [(s.prompt.instruction, s.n) for s in second.shown] == [
+        ("a 0.0", 2),
+        ("b 0.0", 2),
+        ("dd 1.0", 8),  # on fewer examples first, whatever the score
+        ("start 0.5", 32),
+        ("c 1.0", 32),
+    ]
+    assert [s.prompt.instruction for s in search.ranking()] == ["c 1.0", "dd 1.0", "start 0.5"]
+    told = [(c["round"], c["text"], c["n"], c["dropped"]) for c in of_kind(events, "candidate")]
+    assert told[1:] == [
+        (1, "a 0.0", 2, True),
+        (1, "b 0.0", 2, True),
+        (1, "c 1.0", 32, False),
+        (1, "dd 1.0", 8, True),
+        (2, "dd 1.0", 32, False),
+        (2, "eee 1.0", 8, True),
+        (2, "f 0.0", 8, True),
+        (2, "long g 0.0", 2, True),
+    ]
 
 
-def test_halving_that_the_budget_ends_keeps_what_ran_on_a_minibatch(base: BaseModel) -> None:
-    free = run(searching(base, fake(share), events := [], racing="halving"), Listed("good 0.9", "bad 0.0"))
-    spent = of_kind(events, "round")[-1]["tuning_tokens"]
-    search = searching(base, fake(share), [], tokens=spent + 100, racing="halving")
-    run(search, Listed("good 0.9", "bad 0.0"))
-    with pytest.raises(BudgetExhausted):
-        search.finish()
-    assert search.ranking() == free.ranking()
-    assert [(s.prompt.instruction, s.n) for s in search.ranking()] == [("good 0.9", 8), ("start 0.5", 8)]
+def test_halving_of_no_prompt_and_of_few_examples(base: BaseModel) -> None:
+    """Where a minibatch is all examples, the better half of a round runs in full."""
+    few = run(searching(base, fake(share), [], examples=8, racing="halving"), Listed(), Listed("good 0.9", "bad 0.0"))
+    assert [(s.prompt.instruction, s.n) for s in few.ranking()] == [("good 0.9", 8), ("start 0.5", 8)]
 
 
 def test_minibatches_are_the_same_examples_for_all(base: BaseModel) -> None:

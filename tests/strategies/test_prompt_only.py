@@ -105,7 +105,7 @@ def test_the_adapter_of_start_is_kept_and_used(base: BaseModel) -> None:
     assert all(r.adapter is adapter for r in engine.calls)
 
 
-def test_halving_takes_fewer_rollouts_and_the_start_is_a_finalist(base: BaseModel) -> None:
+def test_halving_takes_fewer_rollouts(base: BaseModel) -> None:
     spent: dict[bool | str, int] = {}
     for racing in (True, "halving"):
         at = bench(base, fake(likes_steps), events=(events := []))
@@ -113,10 +113,7 @@ def test_halving_takes_fewer_rollouts_and_the_start_is_a_finalist(base: BaseMode
         assert isinstance(tuned, Fixed) and "step" in tuned.prompt.instruction
         rollouts = {c["text"]: c["n"] for c in of_kind(events, "candidate")}
         spent[racing] = sum(rollouts.values())
-        finalists = [f["text"] for f in of_kind(events, "finalist")]
-        assert finalists.count(START.prompt.instruction) == 1
-        assert all(rollouts[text] == 24 for text in finalists[:2])
-    assert rollouts[START.prompt.instruction] < 24
+        assert all(rollouts[f["text"]] == 24 for f in of_kind(events, "finalist"))
     assert spent["halving"] < 0.6 * spent[True]
 
 

@@ -57,11 +57,6 @@ class Ground:
         """Proposes `sets` sets of at most `most` accepted answers to the teaching examples."""
         return DemonstrationProposer(self.task, self.teaching, self.start.adapter, self.sampling, most=most, sets=sets)
 
-    def finish(self) -> list[Finalist]:
-        """How a method that raced ends: the race's last stages, and `finalists`. Raises BudgetExhausted."""
-        self.search.finish()
-        return self.finalists()
-
     def finalists(self) -> list[Finalist]:
         """Every prompt that ran on all search examples, best first (see PromptSearch.ranking)."""
         return [

@@ -41,4 +41,4 @@ class Bootstrap:
             proposer = ground.demonstrations(self.demonstrations, self.sets)
             for _ in range(self.rounds):
                 ground.search.round(proposer)
-        return ground.finish()
+        return ground.finalists()

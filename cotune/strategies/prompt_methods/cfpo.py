@@ -113,7 +113,7 @@ class Cfpo:
         search = _Search(self, ground)
         for _ in range(self.rounds):
             search.content_round() if ground.search.number % 2 else search.format_round()
-        return ground.finish()
+        return ground.finalists()
 
 
 class _Search:

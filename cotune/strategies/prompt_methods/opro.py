@@ -32,7 +32,7 @@ class Opro:
 
     def search(self, ground: Ground) -> list[Finalist]:
         self.explore(ground)
-        return ground.finish()
+        return ground.finalists()
 
     def explore(self, ground: Ground) -> None:
         """The rounds alone."""

@@ -75,7 +75,7 @@ class Rlprompt:
         learner = _Learner(ground, self.settings, self.minibatch)
         for _ in range(self.rounds):
             learner.round()
-        return ground.finish()
+        return ground.finalists()
 
 
 class _Learner:
