@@ -1,12 +1,12 @@
 """Rollouts of the prompt search with racing against full evaluation of the same proposals: is the choice the same?
 
-    python benchmarks/racing.py [--seeds 10] [--tasks micro-gsm8k ...] [--rounds 6] [--examples 100] [--val 100]
+    python benchmarks/racing.py [--seeds 10] [--tasks micro-gsm8k ...] [--rounds 3] [--examples 100] [--val 100]
 
-The tiny model and its methods (opro, proposer edits), otherwise the defaults of a search (six rounds of eight
-candidates), train and val alone. For each task and seed the search runs once with racing = false; then its proposals
-are searched again with racing = true and with "halving". A rollout is an answer to a search example. The choice on val,
-which costs all the same, is made and compared, and is not counted. Answers of the first search are looked up in the
-others, so that all see the same ones (decoding is greedy) and the others cost no time.
+The tiny model, its settings (method opro, proposer edits), train and val alone. For each task and seed the search runs
+once with racing = false; then its proposals are searched again with racing = true and "adaptive". A rollout is an
+answer to a search example. The choice on val, which costs all the same, is made and compared, and is not counted.
+Answers of the first search are looked up in the others, so that all see the same ones (decoding is greedy) and the
+others cost no time.
 
 Floor: at the same final choice, at most a third of the rollouts (median over seeds, every task). A changed choice is
 looked at too: by how much its score on the search examples and on val differs. The proposals of a real search would be
@@ -39,7 +39,7 @@ from cotune.values import Completion, Event, Prompt
 
 TASKS = ("micro-gsm8k", "micro-math", "micro-hotpotqa", "micro-cosmosqa")
 FLOOR = 1 / 3
-RULES: dict[str, Racing] = {"test": True, "halving": "halving"}
+RULES: dict[str, Racing] = {"test": True, "adaptive": "adaptive"}
 
 
 class Remembering:
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--rounds", type=int, default=6, help="PromptConfig's default; the tiny profile has 3")
+    parser.add_argument("--rounds", type=int, default=3, help="as the tiny profile has it; PromptConfig's default is 6")
     parser.add_argument("--examples", type=int, default=100, help="search examples (PromptConfig's default)")
     parser.add_argument("--val", type=int, default=100)
     parser.add_argument("--rows", type=Path, help="JSON lines of results; those that are there are not measured again")

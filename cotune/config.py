@@ -177,10 +177,10 @@ class PromptConfig(Section):
     demonstration_sets: Count = Field(6, description="random sets tried (BetterTogether); 0: instructions alone")
     search_examples: Positive = Field(100, description="train examples that drive the search (BetterTogether)")
     choice_examples: Positive = Field(250, description="val examples that choose the winner (BetterTogether)")
-    racing: Literal[True, False, "halving"] = Field(
+    racing: Literal[True, False, "adaptive"] = Field(
         True,
-        description="drop candidates that a paired test shows to be behind (ours); halving: the better half goes on, "
-        "which takes a third of the rollouts; false: all run on all examples",
+        description="drop candidates that a paired test shows to be behind (ours); adaptive: run what decides, "
+        "and tell the other scores from alike prompts, for a third of the rollouts; false: all run on all examples",
     )
     minibatch: Positive = Field(
         16, description="examples a candidate runs on at first, and a trial of mipro (ours; DSPy: 35)"
@@ -197,9 +197,9 @@ class PromptConfig(Section):
         return _no_secret(value) if value.startswith("openai:") else value
 
     @model_validator(mode="after")
-    def _halving_is_for_methods_that_race(self) -> Self:
-        if self.racing == "halving" and self.method in ("mipro", "gepa", "bpo"):
-            raise ValueError(f"{self.method} does not race, so prompt.racing = 'halving' is not for it; leave it true")
+    def _an_adaptive_race_is_for_methods_that_race(self) -> Self:
+        if self.racing == "adaptive" and self.method in ("mipro", "gepa", "bpo"):
+            raise ValueError(f"{self.method} does not race, so prompt.racing = 'adaptive' is not for it; leave it true")
         return self
 
     @property

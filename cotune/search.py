@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import numpy as np
 
 from cotune.bench import Bench
 from cotune.engines.base import Sampling
 from cotune.evaluate import evaluate
+from cotune.imputation import Scores, impute
 from cotune.tasks.base import Task
 from cotune.values import GREEDY, Adapter, AnyPlan, Conditioning, Example, Prompt, Verifier
 
@@ -21,7 +24,15 @@ from cotune.values import GREEDY, Adapter, AnyPlan, Conditioning, Example, Promp
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
 DROP_Z = 1.645
 
-Racing = Literal[True, False, "halving"]
+# The adaptive race (ours): what it may spend, how many prompts it knows in full, how many it looks at to see which
+# examples tell prompts apart, how sure it wants to be (standard deviations), and how many pairs run at once.
+SHARE = 1 / 3
+LEADERS = 2
+TELLING = 10
+DOUBT_Z = 2.0
+PAIRS = 2
+
+Racing = Literal[True, False, "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Scored:
-    """Mean score of a prompt on the first `n` search examples."""
+    """Mean score of a prompt on `n` search examples (in an adaptive race the others are estimated)."""
 
     prompt: Prompt
     origin: str
@@ -60,8 +71,8 @@ def size(prompt: Prompt) -> int:
 class Board:
     """Scores of prompts on the search examples under one adapter and one inference plan; nothing is run twice.
 
-    Every prompt runs the examples in the same order, so what it has run is always a prefix, and any two prompts are
-    compared on the same examples.
+    But for the adaptive race every prompt runs the examples in the same order, so what it has run is a prefix, and any
+    two prompts are compared on the same examples.
     """
 
     def __init__(
@@ -81,21 +92,34 @@ class Board:
         self._verifier = verifier
         self._sampling = sampling
         self._bench = bench
-        self._scores: dict[str, list[float]] = {}
+        self._scores: dict[str, dict[int, float]] = {}  # by prompt, then by the place of the example
 
     def run(self, prompts: Sequence[Prompt], n: int) -> None:
-        """Bring every prompt to at least `n` examples, all in one evaluation. Raises BudgetExhausted."""
-        missing = [(p, e) for p in prompts for e in self.examples[len(self.scores(p)) : n]]
+        """Bring every prompt to the first `n` examples, all in one evaluation. Raises BudgetExhausted."""
+        self.ask([(prompt, range(n)) for prompt in prompts])
+
+    def ask(self, asked: Sequence[tuple[Prompt, Iterable[int]]]) -> None:
+        """Run prompts on examples (by their places), all in one evaluation. Raises BudgetExhausted."""
+        missing = [(p, i) for p, places in asked for i in places if i not in self._scores.get(p.digest, {})]
         if not missing:
             return
         conditionings = [Conditioning(p, self._adapter, self._plan, self._verifier) for p, _ in missing]
-        done = evaluate(self._task, [e for _, e in missing], conditionings, self._sampling, self._bench, "search")
-        for (prompt, _), grade in zip(missing, done.grades, strict=True):
-            self._scores.setdefault(prompt.digest, []).append(grade.score)
+        examples = [self.examples[i] for _, i in missing]
+        done = evaluate(self._task, examples, conditionings, self._sampling, self._bench, "search")
+        for (prompt, i), grade in zip(missing, done.grades, strict=True):
+            self._scores.setdefault(prompt.digest, {})[i] = grade.score
 
     def scores(self, prompt: Prompt) -> list[float]:
         """One score per example run so far, in the order of `examples`."""
-        return self._scores.get(prompt.digest, [])
+        return [score for _, score in sorted(self._scores.get(prompt.digest, {}).items())]
+
+    def table(self, prompts: Sequence[Prompt]) -> Scores:
+        """The scores [prompts, examples], NaN where one has not run."""
+        found = np.full((len(prompts), len(self.examples)), np.nan)
+        for row, prompt in zip(found, prompts, strict=True):
+            for place, score in self._scores.get(prompt.digest, {}).items():
+                row[place] = score
+        return found
 
 
 def hopeless(scores: Sequence[float], best: Sequence[float]) -> bool:
@@ -114,6 +138,7 @@ class PromptSearch:
 
     A prompt method goes round by round: `admit` keeps what is new and no junk, the board scores it, `end_round` says
     how it went. `round` does all three for a proposer, by racing (or, without, by running everything in full).
+    In an adaptive race scores are estimates (see `impute`), and it looks for the best `finalists`.
     Emits "candidate" and "round" events.
     """
 
@@ -126,6 +151,7 @@ class PromptSearch:
         *,
         minibatch: int,
         racing: Racing = True,
+        finalists: int,
     ) -> None:
         self.start = start
         self.board = board
@@ -134,6 +160,7 @@ class PromptSearch:
         self._bench = bench
         self._minibatch = minibatch
         self._racing = racing
+        self._finalists = finalists
         self._tried = {start.digest: Proposal(start, "start")}
         self._proposed = 0
         self._rejected: Counter[str] = Counter()
@@ -149,8 +176,9 @@ class PromptSearch:
         return min(self._minibatch, everything) if self._racing else everything
 
     def begin(self) -> None:
-        """Score the start prompt in full. Raises BudgetExhausted, like everything that runs prompts."""
-        self.board.run([self.start], len(self.board.examples))
+        """Score the start prompt, in full but for an adaptive race. Raises BudgetExhausted, like all that runs it."""
+        everything = len(self.board.examples)
+        self.board.run([self.start], min(self._look, everything) if self._racing == "adaptive" else everything)
         self.report(self.start, dropped=False, round=0)
 
     def round(self, proposer: Proposer) -> None:
@@ -184,11 +212,11 @@ class PromptSearch:
         """Run prompts on a minibatch, then on twice as many examples, and so on up to all of them.
 
         Before each step those that are `hopeless` against the best prompt are dropped (ours, no paper races), so that
-        a bad candidate costs one minibatch. "halving" is another race (docs/performance.md: what each spares, and how
+        a bad candidate costs one minibatch. "adaptive" is another race (docs/performance.md: what each spares, and how
         often the choice is another).
         """
-        if self._racing == "halving":
-            self._halve(prompts)
+        if self._racing == "adaptive":
+            self._adapt(prompts)
             return
         best, racing = self.board.scores(self.best), list(prompts)
         everything = len(self.board.examples)
@@ -204,28 +232,62 @@ class PromptSearch:
                     going_on.append(prompt)
             racing, n = going_on, min(2 * n, everything)
 
-    def _halve(self, prompts: Sequence[Prompt]) -> None:
-        """Successive halving (Karnin, Koren and Somekh 2013), with stages that share their examples.
+    @property
+    def _look(self) -> int:
+        """Examples that a prompt of an adaptive race runs at a time: a quarter of a minibatch (ours)."""
+        return max(1, self._minibatch // 4)
 
-        All prompts run on a third of a minibatch, the better half of them on all of it, and half as many as these on
-        all examples: of all rounds the best that have not yet (ours), so that one that just missed has another chance.
+    def _adapt(self, prompts: Sequence[Prompt]) -> None:
+        """Run prompts where their scores are in doubt and the doubt matters, for SHARE of what running all would take.
+
+        New prompts run first where the best so far differ most. Then, as in LUCB (Kalyanakrishnan et al. 2012), the
+        prompts run on that decide which are the best `finalists`: of these the ones that may be worst, of the others
+        those that may be best, each on the examples that it is least sure of. What a prompt scores elsewhere is told
+        from the others (`impute`), for which the first LEADERS run in full.
         """
-        everything = len(self.board.examples)
-        self.board.run(prompts, max(1, self.minibatch // 3))
-        half = self._best(prompts, math.ceil(len(prompts) / 2))
-        self.board.run(half, self.minibatch)
-        tried = [p.prompt for p in self._tried.values()]
-        waiting = [p for p in tried if self.minibatch <= len(self.board.scores(p)) < everything]
-        promoted = self._best(waiting, math.ceil(len(half) / 2))
-        self.board.run(promoted, everything)
-        for prompt in tried:
-            if prompt in promoted or prompt in prompts:
-                self.report(prompt, dropped=len(self.board.scores(prompt)) < everything)
+        board, everything = self.board, len(self.board.examples)
+        before = {p.prompt: len(board.scores(p.prompt)) for p in self._tried.values()}
+        known = [prompt for prompt, n in before.items() if n]
+        estimated, _ = impute(board.table(known))
+        telling = estimated[self._order(known, estimated)[:TELLING]].var(axis=0)
+        first = np.argsort(-telling, kind="stable")[: self._look].tolist()
+        board.ask([(prompt, first) for prompt in prompts])
+        field = known + [p for p in prompts if not before[p]]
+        while sum(len(board.scores(p)) == everything for p in field) < min(LEADERS, len(field)):
+            order = self._order(field, impute(board.table(field))[0])
+            leader = next(field[i] for i in order if len(board.scores(field[i])) < everything)
+            board.run([leader], everything)
+        allowed = int(SHARE * everything * len(field))
+        while (left := allowed - sum(len(board.scores(p)) for p in field)) > 0:
+            asked = []
+            for prompt, places in self._doubtful(field):
+                asked.append((prompt, places[:left]))
+                left -= len(asked[-1][1])
+            if not asked:
+                break
+            board.ask(asked)
+        best = [scored.prompt for scored in self.ranking()[: self._finalists]]
+        for prompt, n in before.items():
+            if (now := len(board.scores(prompt))) > n:
+                self.report(prompt, dropped=now < everything and prompt not in best)
 
-    def _best(self, prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-        """The best `n` on the examples that all of them ran; ties: the shorter, then the earlier."""
-        shared = min((len(self.board.scores(p)) for p in prompts), default=0)
-        return sorted(prompts, key=lambda p: (-sum(self.board.scores(p)[:shared]), size(p)))[:n]
+    def _doubtful(self, field: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        """The prompts that may yet change places at the border of the finalists, with where to run each next."""
+        estimated, variance = impute(self.board.table(field))
+        order = self._order(field, estimated)
+        total, doubt = estimated.sum(axis=1), DOUBT_Z * np.sqrt(variance.sum(axis=1))
+        inside = sorted(order[: self._finalists], key=lambda i: total[i] - doubt[i])
+        outside = sorted(order[self._finalists :], key=lambda i: -(total[i] + doubt[i]))
+        pairs = list(zip(inside, outside, strict=False))[:PAIRS]
+        meeting = [i for a, b in pairs if total[b] + doubt[b] > total[a] - doubt[a] for i in (a, b)]
+        least_sure = np.argsort(-variance, axis=1, kind="stable")[:, : self._look]
+        asked = [(field[i], [int(e) for e in least_sure[i] if variance[i, e] > 0]) for i in meeting]
+        return [(prompt, places) for prompt, places in asked if places]
+
+    @staticmethod
+    def _order(prompts: Sequence[Prompt], scores: Scores) -> list[int]:
+        """Their places, best first; ties: the shorter, then the earlier."""
+        return sorted(range(len(prompts)), key=lambda i: (-round(float(scores[i].sum()), 9), size(prompts[i])))
 
     def end_round(self) -> None:
         self._bench.emit(
@@ -243,31 +305,41 @@ class PromptSearch:
         self, prompt: Prompt, dropped: bool, *, round: int | None = None, scores: Sequence[float] | None = None
     ) -> None:
         """Tell how a prompt did; by what the board has of it, or by `scores` on other examples."""
-        scores = self.board.scores(prompt) if scores is None else scores
+        if scores is None:
+            [scored] = [s for s in self._scored() if s.prompt == prompt]
+            score, n = scored.score, scored.n
+        else:
+            score, n = sum(scores) / len(scores), len(scores)
         self._bench.emit(
             "candidate",
             round=self.number if round is None else round,
             origin=self._tried[prompt.digest].origin,
             text=prompt.instruction,
             demonstrations=len(prompt.demonstrations),
-            score=sum(scores) / len(scores),
-            n=len(scores),
+            score=score,
+            n=n,
             dropped=dropped,
         )
 
     def ranking(self) -> list[Scored]:
-        """Prompts that ran on all search examples, best first; ties: the shorter, then the earlier."""
-        everything = len(self.board.examples)
-        return sorted((s for s in self._scored() if s.n == everything), key=lambda s: (-s.score, size(s.prompt)))
+        """Prompts that ran on all search examples, in an adaptive race on any, best first; ties: the shorter, then the
+        earlier.
+        """
+        enough = 1 if self._racing == "adaptive" else len(self.board.examples)
+        return sorted((s for s in self._scored() if s.n >= enough), key=lambda s: (-s.score, size(s.prompt)))
 
     def history(self) -> list[Scored]:
-        """Everything that ran at all, ascending by score (dropped candidates by the score they got so far: ours).
-
-        With halving a score may be that of a few examples, so these come first: ascending by examples, then by score.
-        """
-        few = self._racing == "halving"
-        return sorted(self._scored(), key=lambda s: (s.n if few else 0, s.score))
+        """Everything that ran at all, ascending by score (dropped candidates by the score they got so far: ours)."""
+        return sorted(self._scored(), key=lambda s: s.score)
 
     def _scored(self) -> list[Scored]:
-        everything = [(p, self.board.scores(p.prompt)) for p in self._tried.values()]
-        return [Scored(p.prompt, p.origin, sum(s) / len(s), len(s)) for p, s in everything if s]
+        ran = [p for p in self._tried.values() if self.board.scores(p.prompt)]
+        if self._racing == "adaptive":
+            table = self.board.table([p.prompt for p in ran])
+            means = [round(float(row.mean()), 9) for row in impute(table)[0]]  # so that equals are equal
+        else:
+            means = [sum(scores) / len(scores) for scores in (self.board.scores(p.prompt) for p in ran)]
+        return [
+            Scored(p.prompt, p.origin, mean, len(self.board.scores(p.prompt)))
+            for p, mean in zip(ran, means, strict=True)
+        ]

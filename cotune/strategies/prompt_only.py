@@ -103,6 +103,7 @@ class PromptOnly:
             bench,
             minibatch=self.minibatch,
             racing=self.racing,
+            finalists=self.finalists,
         )
         return Ground(search, problem.task, tuple(teaching), begin, problem.sampling, problem.generator, bench)
 

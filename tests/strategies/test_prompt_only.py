@@ -105,25 +105,24 @@ def test_the_adapter_of_start_is_kept_and_used(base: BaseModel) -> None:
     assert all(r.adapter is adapter for r in engine.calls)
 
 
-def test_halving_takes_fewer_rollouts(base: BaseModel) -> None:
+def test_an_adaptive_race_takes_a_third_of_the_rollouts(base: BaseModel) -> None:
     spent: dict[bool | str, int] = {}
-    for racing in (True, "halving"):
+    for racing in (True, "adaptive"):
         at = bench(base, fake(likes_steps), events=(events := []))
         tuned = strategy(method="opro", racing=racing).tune(START, problem(base), at)
         assert isinstance(tuned, Fixed) and "step" in tuned.prompt.instruction
         rollouts = {c["text"]: c["n"] for c in of_kind(events, "candidate")}
         spent[racing] = sum(rollouts.values())
-        assert all(rollouts[f["text"]] == 24 for f in of_kind(events, "finalist"))
-    assert spent["halving"] < 0.6 * spent[True]
+    assert spent["adaptive"] <= 24 * len(rollouts) / 3 < spent[True]
 
 
 @pytest.mark.parametrize("method", ["mipro", "gepa", "bpo"])
-def test_halving_is_refused_where_nothing_races(method: str) -> None:
+def test_an_adaptive_race_is_refused_where_nothing_races(method: str) -> None:
     with pytest.raises(UsageError, match=f"{method} does not race"):
-        strategy(method=method, racing="halving")
+        strategy(method=method, racing="adaptive")
 
 
-@pytest.mark.parametrize("racing", [True, "halving"])
+@pytest.mark.parametrize("racing", [True, "adaptive"])
 def test_a_budget_of_any_size_is_kept(base: BaseModel, racing: bool | str) -> None:
     opro = strategy(method="opro", racing=racing)
     free = bench(base, fake(likes_steps), events=(events := []))
@@ -156,7 +155,7 @@ def test_budgets(base: BaseModel) -> None:
     assert of_kind(events, "budget")[0]["where"] == "choice"
 
 
-@pytest.mark.parametrize("racing", [True, "halving"])
+@pytest.mark.parametrize("racing", [True, "adaptive"])
 def test_interrupted_and_resumed_is_the_same(base: BaseModel, racing: bool | str) -> None:
     class Stopping(FakeEngine):
         left = 0
