@@ -176,7 +176,7 @@ class PromptSearch:
         return min(self._minibatch, everything) if self._racing else everything
 
     def begin(self) -> None:
-        """Score the start prompt, in full but for an adaptive race. Raises BudgetExhausted, like all that runs it."""
+        """Score the start prompt, in full but for an adaptive race. Raises BudgetExhausted, like every run."""
         everything = len(self.board.examples)
         self.board.run([self.start], min(self._look, everything) if self._racing == "adaptive" else everything)
         self.report(self.start, dropped=False, round=0)

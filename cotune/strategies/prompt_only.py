@@ -132,7 +132,7 @@ class PromptOnly:
         bench = ground.bench
         finalists = list(found[: self.finalists])
         if all(f.tuned != begin for f in finalists):
-            finalists.append(ground.started())
+            finalists.append(next(f for f in ground.finalists() if f.tuned == begin))
         scored: list[tuple[Finalist, float]] = []
         try:
             for finalist in finalists:

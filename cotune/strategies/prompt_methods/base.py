@@ -58,16 +58,14 @@ class Ground:
         return DemonstrationProposer(self.task, self.teaching, self.start.adapter, self.sampling, most=most, sets=sets)
 
     def finalists(self) -> list[Finalist]:
-        """Every prompt that ran on all search examples, best first (see PromptSearch.ranking)."""
+        """The prompts of PromptSearch.ranking, best first, the start among them.
+
+        That one too is a new object: `start` itself, given back, would say that nothing was chosen.
+        """
         return [
             Finalist(replace(self.start, prompt=s.prompt), s.origin, s.score, size(s.prompt))
             for s in self.search.ranking()
         ]
-
-    def started(self) -> Finalist:
-        """The start prompt, whatever it has run on: a copy, since `start` itself would say that nothing was chosen."""
-        scores = self.search.board.scores(self.search.start)
-        return Finalist(replace(self.start), "start", sum(scores) / len(scores), size(self.search.start))
 
 
 class PromptMethod(Protocol):
