@@ -153,13 +153,12 @@ class LoraOnly:
             bench,
             best,
         )
-        meta = trainer.restore()
-        if meta is None:
-            untuned = self._score(begin, problem, bench)
-            if untuned is None:
+        meta: dict[str, Any] = trainer.restore() or {"scores": []}
+        if "untuned" not in meta:
+            meta["untuned"] = self._score(begin, problem, bench)
+            if meta["untuned"] is None:
                 return None
-            bench.emit("start", val_score=untuned)
-            meta = {"untuned": untuned, "scores": []}
+            bench.emit("start", val_score=meta["untuned"])
         for number in range(len(meta["scores"]), c.epochs):  # a resumed run has scored some already
             done = trainer.step - number * method.steps
             try:
