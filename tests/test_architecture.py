@@ -27,6 +27,7 @@ RANK = {
     "aggregation": 2,
     "openai_client": 2,
     "diagnosis": 3,
+    "imputation": 3,
     "tasks": 3,
     "record": 3,
     "sparkline": 3,
