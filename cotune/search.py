@@ -13,24 +13,17 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from cotune import adaptive
 from cotune.bench import Bench
 from cotune.engines.base import Sampling
 from cotune.evaluate import evaluate
-from cotune.imputation import Scores, impute
+from cotune.imputation import Scores
 from cotune.tasks.base import Task
 from cotune.values import GREEDY, Adapter, AnyPlan, Conditioning, Example, Prompt, Verifier
 
 # A candidate is dropped when the mean of its paired differences to the best prompt is below 0 by this many standard
 # errors (one-sided normal bound at 95%): ours. It only decides what is run further, never who wins.
 DROP_Z = 1.645
-
-# The adaptive race (ours): what it may spend, how many prompts it knows in full, how many it looks at to see which
-# examples tell prompts apart, how sure it wants to be (standard deviations), and how many pairs run at once.
-SHARE = 1 / 3
-LEADERS = 2
-TELLING = 10
-DOUBT_Z = 2.0
-PAIRS = 2
 
 Racing = Literal[True, False, "adaptive"]
 
@@ -100,14 +93,17 @@ class Board:
 
     def ask(self, asked: Sequence[tuple[Prompt, Iterable[int]]]) -> None:
         """Run prompts on examples (by their places), all in one evaluation. Raises BudgetExhausted."""
-        missing = [(p, i) for p, places in asked for i in places if i not in self._scores.get(p.digest, {})]
+        missing: list[tuple[Prompt, int, dict[int, float]]] = []
+        for prompt, places in asked:
+            known = self._scores.setdefault(prompt.digest, {})
+            missing += [(prompt, i, known) for i in places if i not in known]
         if not missing:
             return
-        conditionings = [Conditioning(p, self._adapter, self._plan, self._verifier) for p, _ in missing]
-        examples = [self.examples[i] for _, i in missing]
+        conditionings = [Conditioning(p, self._adapter, self._plan, self._verifier) for p, _, _ in missing]
+        examples = [self.examples[i] for _, i, _ in missing]
         done = evaluate(self._task, examples, conditionings, self._sampling, self._bench, "search")
-        for (prompt, i), grade in zip(missing, done.grades, strict=True):
-            self._scores.setdefault(prompt.digest, {})[i] = grade.score
+        for (_, i, known), grade in zip(missing, done.grades, strict=True):
+            known[i] = grade.score
 
     def scores(self, prompt: Prompt) -> list[float]:
         """One score per example run so far, in the order of `examples`."""
@@ -138,7 +134,7 @@ class PromptSearch:
 
     A prompt method goes round by round: `admit` keeps what is new and no junk, the board scores it, `end_round` says
     how it went. `round` does all three for a proposer, by racing (or, without, by running everything in full).
-    In an adaptive race scores are estimates (see `impute`), and it looks for the best `finalists`.
+    In an adaptive race scores are estimates (see `adaptive`), and it looks for the best `finalists`.
     Emits "candidate" and "round" events.
     """
 
@@ -177,8 +173,7 @@ class PromptSearch:
 
     def begin(self) -> None:
         """Score the start prompt, in full but for an adaptive race. Raises BudgetExhausted, like every run."""
-        everything = len(self.board.examples)
-        self.board.run([self.start], min(self._look, everything) if self._racing == "adaptive" else everything)
+        self.board.run([self.start], self._look if self._racing == "adaptive" else len(self.board.examples))
         self.report(self.start, dropped=False, round=0)
 
     def round(self, proposer: Proposer) -> None:
@@ -235,59 +230,34 @@ class PromptSearch:
     @property
     def _look(self) -> int:
         """Examples that a prompt of an adaptive race runs at a time: a quarter of a minibatch (ours)."""
-        return max(1, self._minibatch // 4)
+        return min(max(1, self._minibatch // 4), len(self.board.examples))
 
     def _adapt(self, prompts: Sequence[Prompt]) -> None:
         """Run prompts where their scores are in doubt and the doubt matters, for SHARE of what running all would take.
 
-        New prompts run first where the best so far differ most. Then, as in LUCB (Kalyanakrishnan et al. 2012), the
-        prompts run on that decide which are the best `finalists`: of these the ones that may be worst, of the others
-        those that may be best, each on the examples that it is least sure of. What a prompt scores elsewhere is told
-        from the others (`impute`), for which the first LEADERS run in full.
+        New prompts run first where the best so far differ most; then those that decide which are the best `finalists`.
+        What a prompt scores elsewhere is told from the others, for which LEADERS of them run in full.
         """
         board, everything = self.board, len(self.board.examples)
-        before = {p.prompt: len(board.scores(p.prompt)) for p in self._tried.values()}
-        known = [prompt for prompt, n in before.items() if n]
-        estimated, _ = impute(board.table(known))
-        telling = estimated[self._order(known, estimated)[:TELLING]].var(axis=0)
-        first = np.argsort(-telling, kind="stable")[: self._look].tolist()
+        before = {s.prompt: s.n for s in self._scored()}
+        first = adaptive.telling(board.table([*before]), [size(p) for p in before], self._look)
         board.ask([(prompt, first) for prompt in prompts])
-        field = known + [p for p in prompts if not before[p]]
-        while sum(len(board.scores(p)) == everything for p in field) < min(LEADERS, len(field)):
-            order = self._order(field, impute(board.table(field))[0])
-            leader = next(field[i] for i in order if len(board.scores(field[i])) < everything)
-            board.run([leader], everything)
-        allowed = int(SHARE * everything * len(field))
+        field = list(dict.fromkeys([*before, *prompts]))
+        sizes = [size(p) for p in field]
+        while (row := adaptive.leader(board.table(field), sizes)) is not None:
+            board.run([field[row]], everything)
+        allowed = int(adaptive.SHARE * everything * len(field))
         while (left := allowed - sum(len(board.scores(p)) for p in field)) > 0:
             asked = []
-            for prompt, places in self._doubtful(field):
-                asked.append((prompt, places[:left]))
+            for row, places in adaptive.doubtful(board.table(field), sizes, self._finalists, self._look):
+                asked.append((field[row], places[:left]))
                 left -= len(asked[-1][1])
             if not asked:
                 break
             board.ask(asked)
-        best = [scored.prompt for scored in self.ranking()[: self._finalists]]
-        for prompt, n in before.items():
-            if (now := len(board.scores(prompt))) > n:
-                self.report(prompt, dropped=now < everything and prompt not in best)
-
-    def _doubtful(self, field: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        """The prompts that may yet change places at the border of the finalists, with where to run each next."""
-        estimated, variance = impute(self.board.table(field))
-        order = self._order(field, estimated)
-        total, doubt = estimated.sum(axis=1), DOUBT_Z * np.sqrt(variance.sum(axis=1))
-        inside = sorted(order[: self._finalists], key=lambda i: total[i] - doubt[i])
-        outside = sorted(order[self._finalists :], key=lambda i: -(total[i] + doubt[i]))
-        pairs = list(zip(inside, outside, strict=False))[:PAIRS]
-        meeting = [i for a, b in pairs if total[b] + doubt[b] > total[a] - doubt[a] for i in (a, b)]
-        least_sure = np.argsort(-variance, axis=1, kind="stable")[:, : self._look]
-        asked = [(field[i], [int(e) for e in least_sure[i] if variance[i, e] > 0]) for i in meeting]
-        return [(prompt, places) for prompt, places in asked if places]
-
-    @staticmethod
-    def _order(prompts: Sequence[Prompt], scores: Scores) -> list[int]:
-        """Their places, best first; ties: the shorter, then the earlier."""
-        return sorted(range(len(prompts)), key=lambda i: (-round(float(scores[i].sum()), 9), size(prompts[i])))
+        for rank, scored in enumerate(self.ranking()):
+            if scored.n > before.get(scored.prompt, 0):
+                self._tell(scored, dropped=scored.n < everything and rank >= self._finalists)
 
     def end_round(self) -> None:
         self._bench.emit(
@@ -305,19 +275,19 @@ class PromptSearch:
         self, prompt: Prompt, dropped: bool, *, round: int | None = None, scores: Sequence[float] | None = None
     ) -> None:
         """Tell how a prompt did; by what the board has of it, or by `scores` on other examples."""
-        if scores is None:
-            [scored] = [s for s in self._scored() if s.prompt == prompt]
-            score, n = scored.score, scored.n
-        else:
-            score, n = sum(scores) / len(scores), len(scores)
+        scores = self.board.scores(prompt) if scores is None else scores
+        origin = self._tried[prompt.digest].origin
+        self._tell(Scored(prompt, origin, sum(scores) / len(scores), len(scores)), dropped, round)
+
+    def _tell(self, scored: Scored, dropped: bool, round: int | None = None) -> None:
         self._bench.emit(
             "candidate",
             round=self.number if round is None else round,
-            origin=self._tried[prompt.digest].origin,
-            text=prompt.instruction,
-            demonstrations=len(prompt.demonstrations),
-            score=score,
-            n=n,
+            origin=scored.origin,
+            text=scored.prompt.instruction,
+            demonstrations=len(scored.prompt.demonstrations),
+            score=scored.score,
+            n=scored.n,
             dropped=dropped,
         )
 
@@ -333,13 +303,9 @@ class PromptSearch:
         return sorted(self._scored(), key=lambda s: s.score)
 
     def _scored(self) -> list[Scored]:
-        ran = [p for p in self._tried.values() if self.board.scores(p.prompt)]
+        found = [(p, scores) for p in self._tried.values() if (scores := self.board.scores(p.prompt))]
         if self._racing == "adaptive":
-            table = self.board.table([p.prompt for p in ran])
-            means = [round(float(row.mean()), 9) for row in impute(table)[0]]  # so that equals are equal
+            means = adaptive.estimates(self.board.table([p.prompt for p, _ in found]))
         else:
-            means = [sum(scores) / len(scores) for scores in (self.board.scores(p.prompt) for p in ran)]
-        return [
-            Scored(p.prompt, p.origin, mean, len(self.board.scores(p.prompt)))
-            for p, mean in zip(ran, means, strict=True)
-        ]
+            means = [sum(scores) / len(scores) for _, scores in found]
+        return [Scored(p.prompt, p.origin, m, len(scores)) for (p, scores), m in zip(found, means, strict=True)]

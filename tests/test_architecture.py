@@ -28,6 +28,7 @@ RANK = {
     "openai_client": 2,
     "diagnosis": 3,
     "imputation": 3,
+    "adaptive": 4,
     "tasks": 3,
     "record": 3,
     "sparkline": 3,

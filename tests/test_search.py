@@ -122,6 +122,17 @@ def test_an_adaptive_race_finds_the_best_for_a_third_of_the_rollouts(base: BaseM
     assert all(s.score == values[s.prompt] for s in search.ranking() if s.n == 32)
 
 
+def test_an_adaptive_race_that_the_budget_ends_keeps_what_it_told_until_then(base: BaseModel) -> None:
+    first, second = Listed("good 0.9", "bad 0.0"), Listed(*(f"new{i} 0.{i}" for i in range(8)))
+    free = run(searching(base, fake(share), events := [], racing="adaptive"), first)
+    spent = of_kind(events, "round")[-1]["tuning_tokens"]
+    search = run(searching(base, fake(share), [], tokens=spent + 100, racing="adaptive"), first)
+    with pytest.raises(BudgetExhausted):
+        search.round(second)
+    assert search.ranking() == free.ranking()
+    assert search.best == Prompt("good 0.9")
+
+
 def test_an_adaptive_race_looks_first_where_the_best_differ(base: BaseModel) -> None:
     engine = fake(share)
     search = searching(base, engine, [], racing="adaptive")

@@ -128,8 +128,7 @@ class LoraOnly:
         return {name: tuple(map(trainable, given.factors[name])) for name in layers}
 
     def _train(self, method: Method[Any], policy: Policy, begin: Fixed, problem: Problem, bench: Bench) -> Fixed | None:
-        """Train and score epoch by epoch; None when `begin` is the best. The best factors so far travel with the
-        checkpoint."""
+        """Train and score epoch by epoch; None when `begin` is the best. The checkpoint has the best factors so far."""
         c = self.config
         parts = "abm" if c.variant == "dora" else "ab"  # lora_a, lora_b, magnitude
         named = {f"{n}.{part}": p for n, own in policy.factors.items() for part, p in zip(parts, own, strict=True)}

@@ -113,6 +113,8 @@ def test_an_adaptive_race_takes_a_third_of_the_rollouts(base: BaseModel) -> None
         assert isinstance(tuned, Fixed) and "step" in tuned.prompt.instruction
         rollouts = {c["text"]: c["n"] for c in of_kind(events, "candidate")}
         spent[racing] = sum(rollouts.values())
+        finalists = [f["text"] for f in of_kind(events, "finalist")]
+        assert finalists.count(START.prompt.instruction) == 1
     assert spent["adaptive"] <= 24 * len(rollouts) / 3 < spent[True]
 
 
