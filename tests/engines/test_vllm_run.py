@@ -23,18 +23,21 @@ SMALL = {
     "prompt": {"rounds": 1, "search_examples": 8, "minibatch": 4, "finalists": 1},
     "joint": {"epochs": 1, "rollout_examples": 8, "rollouts": 2},
 }
+# After less, what was trained is worse on val than its start, or as good at best, and the start is handed over.
+LONGER = {"limit_train": 64, "limit_val": 16, "joint": {"epochs": 2}}
 
 
 @pytest.mark.parametrize("strategy", ["zero-shot", "prompt-only", "lora-only", "joint"])
 def test_a_run_comes_again_byte_for_byte(strategy: str, tmp_path: Path) -> None:
-    config = resolve(SMALL, {"strategy": strategy})
+    adapted = strategy in ("lora-only", "joint")
+    config = resolve(SMALL, LONGER if adapted else {}, {"strategy": strategy})
     first, second = (run(config, tmp_path / name) for name in ("first", "second"))
     assert first.summary["engine"] == "vllm"
     names = ["predictions.jsonl", *(["crossed.jsonl"] if strategy == "joint" else [])]
     for name in names:
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
     adapters = {row["adapter"] for row in read_rows(first.folder / "predictions.jsonl")}
-    assert (adapters == {None}) == (strategy in ("zero-shot", "prompt-only"))
+    assert (adapters != {None}) == adapted
 
 
 CHAINS = {"aggregation": "weighted-best-of", "samples": 4, "chain": 2, "scorer": "verifier"}
