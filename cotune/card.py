@@ -30,7 +30,7 @@ def card(run: Path, bundle: Bundle, task: Task, report: Mapping[str, Any], adapt
     """Markdown. `run` is the run folder, `report` what `export` returns, `adapter` whether there is one."""
     summary, data, joint = read_json(run / "summary.json"), read_json(run / "data.json"), bool(report["joint"])
     parts = [
-        [f"# {_plain(bundle.run)}", "", _what(bundle, adapter, joint)],
+        [f"# {_plain(bundle.run)}", "", _what(bundle, adapter, joint, read_json(run / "tuned" / "tuned.json"))],
         ["## Use it", "", *_use(bundle, adapter, joint)],
         ["## Prompt", "", *_prompt(bundle, joint)],
         ["## Score", "", *_scores(run, summary, data)],
@@ -44,13 +44,18 @@ def card(run: Path, bundle: Bundle, task: Task, report: Mapping[str, Any], adapt
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def _what(bundle: Bundle, adapter: bool, joint: bool) -> str:
+def _what(bundle: Bundle, adapter: bool, joint: bool, tuned: Mapping[str, Any]) -> str:
     model, task = _plain(bundle.model.name), _plain(bundle.task)
     made = f"What `cotune` tuned of {model} for {task} by the strategy {_plain(bundle.strategy)}"
     if joint and not adapter:
         return (
             f"{made}: a generator that writes a prompt for every question (`generator/`), and its static "
             "approximation, one prompt for all (`tuned.json`)."
+        )
+    if joint and tuned.get("adapter"):
+        return (
+            f"{made}: a generator that writes a prompt for every question (`generator/`) and one LoRA adapter for all "
+            "(`adapter/`); and the static approximation of the prompts, one for all (`tuned.json`)."
         )
     if joint:
         return (

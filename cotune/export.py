@@ -136,7 +136,8 @@ def _approximated(
         if val:
             each, cost = measured(tuned, "an adapter per example")
             own = len({c.adapter.digest for c in each.conditionings if c.adapter})
-            row = _row(None, own, own * tuned.tuner.adapter_bytes) | _scored(each, None) | {"serving": cost}
+            size = tuned.adapter.nbytes if tuned.adapter else own * tuned.tuner.adapter_bytes
+            row = _row(None, own, size) | _scored(each, None) | {"serving": cost}
             report = {"split": "val", "n": len(val), "per_example": row}
             for count, policy in policies.items():
                 few, cost = measured(policy, f"groups: {count}")
@@ -153,8 +154,8 @@ def _row(groups: int | None, adapters: int, size: int) -> dict[str, Any]:
 
 
 def _held(members: Sequence[Fixed]) -> tuple[int, int]:
-    adapters = [member.adapter for member in members if member.adapter is not None]
-    return len(adapters), sum(adapter.nbytes for adapter in adapters)
+    adapters = {member.adapter.digest: member.adapter for member in members if member.adapter is not None}
+    return len(adapters), sum(adapter.nbytes for adapter in adapters.values())
 
 
 def _scored(found: Evaluation, each: Evaluation | None) -> dict[str, float | None]:

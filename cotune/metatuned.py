@@ -60,7 +60,10 @@ class Branches:
 
 @dataclass(frozen=True)
 class MetaTuned(Tuned):
-    """`seed` is p~, `settings` and `shapes` are what MetaTuner was made with, `actor` is the digest of M's weights."""
+    """`seed` is p~, `settings` and `shapes` are what MetaTuner was made with, `actor` is the digest of M's weights.
+
+    `adapter` answers every query where none is generated (ours: bpo beside a stage that tunes weights).
+    """
 
     tuner: MetaTuner
     task: Task
@@ -72,7 +75,8 @@ class MetaTuned(Tuned):
     shapes: Mapping[str, tuple[int, int]]
     plan: AnyPlan = GREEDY
     verifier: Verifier | None = None
-    _engines: list[Engine] = field(default_factory=list, init=False, repr=False, compare=False)
+    adapter: LoraFactors | None = None
+    _engines: list[Engine] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -101,9 +105,7 @@ class MetaTuned(Tuned):
         return [Conditioning(p, a, self.plan, self.verifier) for p, a in zip(prompts, adapters, strict=True)]
 
     def under(self, plan: AnyPlan, verifier: Verifier | None = None) -> MetaTuned:
-        other = replace(self, plan=plan, verifier=verifier)
-        other._engines.extend(self._engines)
-        return other
+        return replace(self, plan=plan, verifier=verifier)
 
     def greedy_prompts(self, examples: Sequence[Example], bench: Bench, frozen: bool = False) -> list[Prompt]:
         """One prompt per example from G_(phi_s, phi_p), or with `frozen` from G_(phi_s, phi_p')."""
@@ -149,13 +151,15 @@ class MetaTuned(Tuned):
             self._engines.append(bench.make_engine(base))
         return self._engines[0]
 
-    def adapters(self, examples: Sequence[Example], bench: Bench) -> list[PendingLora | None]:
+    def adapters(self, examples: Sequence[Example], bench: Bench) -> Sequence[PendingLora | LoraFactors | None]:
         """theta_i of each example under the current weights; None where the update is zero (before any training).
 
         Examples with the same query share one adapter. Encoded here, decoded when a batch is answered; the FLOPs of
         both are booked here.
         """
-        if self.branches.adapter == "off" or self.tuner.scaling == 0 or self.tuner.adapters.is_zero:
+        if self.branches.adapter == "off":
+            return [self.adapter] * len(examples)
+        if self.tuner.scaling == 0 or self.tuner.adapters.is_zero:
             return [None] * len(examples)
         latents_UD, which = self.encode(examples, bench)
         flops = self.tuner.decoding_flops(len(latents_UD))
@@ -191,9 +195,9 @@ class MetaTuned(Tuned):
         return [self.generator.encode(query) for query in index], [index[query] for query in queries]
 
     def adapters_at(self, latents_BD: torch.Tensor) -> list[LoraFactors | None]:
-        """The adapter of each latent; None where the update is zero, or where there is no such branch."""
+        """The adapter of each latent; None where the update is zero."""
         if self.branches.adapter == "off":
-            return [None] * len(latents_BD)
+            return [self.adapter] * len(latents_BD)
         return [None if a.is_zero else a for a in self.tuner.adapters_at(latents_BD)]
 
     def sizes(self) -> dict[str, dict[str, int]]:
@@ -215,10 +219,13 @@ class MetaTuned(Tuned):
             )
 
     def save(self, folder: Path) -> None:
-        """`metatuner.safetensors` with phi_s, phi_p and phi_q, and `tuned.json` with what they mean; a verifier."""
+        """`metatuner.safetensors` with phi_s, phi_p and phi_q, and `tuned.json` with what they mean; a verifier, and
+        the one adapter for all in `adapter/`."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.verifier:
             self.verifier.save(folder)
+        if self.adapter:
+            self.adapter.save(folder / "adapter")
         save_file({name: p.detach().cpu().contiguous() for name, p in self.tuner.parameters.items()}, folder / _WEIGHTS)
         content = {
             "kind": "metatuner",
@@ -232,6 +239,7 @@ class MetaTuned(Tuned):
                 "digest": self.generator.digest,
             },
             "actor": self.actor,
+            **({"adapter": True} if self.adapter else {}),
             "settings": dict(self.settings),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             **saved_plan(self.plan),
@@ -264,7 +272,8 @@ class MetaTuned(Tuned):
         except (FileNotFoundError, SafetensorError, KeyError, RuntimeError) as error:
             raise UsageError(f"{folder / _WEIGHTS} is missing or damaged ({error}); run the tuning again.") from None
         plan = loaded_plan(content)
-        return tuned.under(plan, loaded_verifier(folder, plan))
+        adapter = LoraFactors.load(folder / "adapter") if content.get("adapter") else None
+        return replace(tuned.under(plan, loaded_verifier(folder, plan)), adapter=adapter)
 
 
 def usable(completion: Completion) -> str | None:

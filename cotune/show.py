@@ -158,7 +158,9 @@ def _tuned(tuned: Mapping[str, Any] | None) -> list[str]:
     if not isinstance(prompt, Mapping):
         branches = tuned.get("branches")
         off = isinstance(branches, Mapping) and branches.get("adapter") == "off"
-        return [f"tuned: {tuned.get('kind')}, a prompt{'' if off else ' and an adapter'} generated for each example"]
+        made = "a prompt" if off else "a prompt and an adapter"
+        static = ", one adapter for all" if tuned.get("adapter") else ""
+        return [f"tuned: {tuned.get('kind')}, {made} generated for each example{static}"]
     lines = ["tuned prompt" + (" (with an adapter)" if tuned.get("adapter") else "")]
     lines += [f"  {line}" for line in str(prompt.get("instruction", "")).split("\n")]
     for demo in prompt.get("demonstrations") or ():

@@ -81,21 +81,30 @@ class Policy:
 class Material:
     """What a method may learn from, and with what.
 
-    Completions are sampled under `prompt`; `learned` is the prompt they are learned under (that one without its
-    demonstrations, where these are dropped). `limit` is the most tokens of a completion.
+    Completions are sampled under the prompt that `prompts` has for their example; `learned` has the prompts they are
+    learned under (those without their demonstrations, where these are dropped). `limit` is the most tokens of a
+    completion.
     """
 
     config: WeightsConfig
     task: Task
     examples: Sequence[Example]
-    prompt: Prompt
-    learned: Prompt
+    prompts: Mapping[Example, Prompt]
+    learned: Mapping[Example, Prompt]
     limit: int
     policy: Policy
     bench: Bench
 
-    def render(self, prompt: Prompt, example: Example) -> str:
-        return self.policy.base.render(self.task.messages(prompt, example))
+    def asked(self, example: Example) -> str:
+        """As the model reads it when it samples."""
+        return self._rendered(self.prompts, example)
+
+    def taught(self, example: Example) -> str:
+        """As the model reads it when it learns."""
+        return self._rendered(self.learned, example)
+
+    def _rendered(self, prompts: Mapping[Example, Prompt], example: Example) -> str:
+        return self.policy.base.render(self.task.messages(prompts[example], example))
 
     def sampling(self, *seed: Any) -> Sampling:
         """How own completions are drawn: `weights.samples` of each example."""
@@ -104,7 +113,7 @@ class Material:
 
     def sample(self, examples: Sequence[Example], adapter: LoraFactors | None, *seed: Any) -> list[list[Completion]]:
         """Own completions. Raises BudgetExhausted like Bench.generate."""
-        requests = [Request(self.render(self.prompt, e), adapter) for e in examples]
+        requests = [Request(self.asked(e), adapter) for e in examples]
         return self.bench.generate(requests, self.sampling(*seed), label="rollouts")
 
     def score(self, example: Example, completion: Completion) -> float:

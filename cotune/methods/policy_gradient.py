@@ -62,7 +62,7 @@ class _PolicyGradient(ABC):
         self.micro_batch_size = c.micro_batch_size
         self.updates = c.updates
         room = base.context_length - material.limit
-        self._examples = [e for e in material.examples if base.token_count(material.render(material.prompt, e)) <= room]
+        self._examples = [e for e in material.examples if base.token_count(material.asked(e)) <= room]
         if not self._examples:
             raise NoData(
                 f"There is nothing to reinforce: no question leaves room for an answer of {material.limit} tokens in "
@@ -118,7 +118,7 @@ class _PolicyGradient(ABC):
         answered = m.sample(examples, m.policy.snapshot(), "rollouts", epoch, number)
         groups = []
         for example, completions in zip(examples, answered, strict=True):
-            context = tuple(base.encode(m.render(m.prompt, example)))
+            context = tuple(base.encode(m.asked(example)))
             group = []
             for c in completions:
                 row = TokenRow(context, _tokens(c, base.end_of_turn_ids[0]), example.id)

@@ -83,7 +83,7 @@ class _Preferences(ABC, Generic[Item]):
         answered = m.sample(m.examples, m.policy.start, "rollouts")
         for example, completions in zip(m.examples, answered, strict=True):
             sides: dict[bool, list[TokenRow]] = {True: [], False: []}
-            rendered = m.render(m.learned, example)
+            rendered = m.taught(example)
             for text in dict.fromkeys(c.text for c in completions if not c.truncated):
                 row = token_row(base, rendered, Trace(example, text))
                 fits = len(row) <= base.context_length

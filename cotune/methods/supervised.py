@@ -51,7 +51,7 @@ class Supervised:
     def _kept(self) -> list[TokenRow]:
         m = self._material
         traces, counts = self._traces()
-        rows = [token_row(m.policy.base, m.render(m.learned, t.example), t) for t in traces]
+        rows = [token_row(m.policy.base, m.taught(t.example), t) for t in traces]
         kept = [row for row in rows if len(row) <= m.policy.base.context_length]
         counts |= {"over_context": len(rows) - len(kept), "kept": len(kept)}
         m.bench.emit("traces", use="weights", method=m.config.method, examples=len(m.examples), **counts)
@@ -68,7 +68,7 @@ class Supervised:
         if m.config.method == "sft":
             traces = gold(m.task, m.examples)
             return traces, {"gold": len(traces), "sampled": 0, "accepted": 0}
-        asked = [Conditioning(m.prompt, m.policy.start)] * len(m.examples)
+        asked = [Conditioning(m.prompts[e], m.policy.start) for e in m.examples]
         traces, sampled = accepted(m.task, m.examples, asked, m.sampling("rollouts"), m.bench)
         solved = len({t.example.id for t in traces})
         return traces, {"gold": 0, "sampled": sampled, "accepted": len(traces), "solved": solved}

@@ -16,9 +16,11 @@ from cotune.bench import Bench
 from cotune.config import InferenceConfig, RunConfig, VerifierConfig
 from cotune.engines.base import Sampling
 from cotune.errors import CotuneError
+from cotune.metatuned import MetaTuned
 from cotune.models.base import BaseModel
 from cotune.models.lora import LoraFactors
 from cotune.plans import loaded_plan, saved_plan
+from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.scorers import VERIFIER
 from cotune.tasks.base import Task
 from cotune.values import GREEDY, AnyPlan, Conditioning, Demonstration, Example, Prompt, Tuned, Verifier
@@ -63,6 +65,15 @@ class Workload:
         """So many questions answered under the inference plan; at most, each sample reads its prompt."""
         work = Work.generation(what, questions * self.samples, prompt + self.revising, self.limit)
         return work.read_again() if self.verified else work
+
+    def rewriting(self, questions: int, limit: int, what: str = "rewrite") -> Work:
+        """A prompt of at most `limit` tokens written for each of so many questions."""
+        return Work.generation(what, questions, self.query, limit)
+
+    @property
+    def query(self) -> int:
+        """Tokens of a question as a generator of prompts reads it."""
+        return self.question + len(REWRITE_INSTRUCTION) // 4  # about 4 characters a token
 
     def verifier(self, c: VerifierConfig, prompt: int) -> Work:
         """A verifier trained on completions of prompts of that length."""
@@ -161,6 +172,19 @@ class Fixed(Tuned):
         prompt = Prompt(content["prompt"]["instruction"], demos)
         adapter, plan = LoraFactors.load(folder / "adapter") if content["adapter"] else None, loaded_plan(content)
         return cls(prompt, adapter, plan, loaded_verifier(folder, plan))
+
+
+def one_adapter(start: Tuned, strategy: str) -> Fixed | MetaTuned:
+    """`start` as at most one adapter for all examples; prompts may be written for each.
+
+    Raises CotuneError when adapters are made per example.
+    """
+    if isinstance(start, Fixed) or (isinstance(start, MetaTuned) and start.branches.adapter == "off"):
+        return start
+    raise CotuneError(
+        f"{strategy} goes on from at most one adapter, but the stage before it makes one for every example. "
+        "Put it before that stage."
+    )
 
 
 def fixed(start: Tuned, strategy: str) -> Fixed:

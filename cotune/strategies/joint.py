@@ -31,7 +31,6 @@ from cotune.models.metatuner.lora_generator import Shapes
 from cotune.models.metatuner.losses import JointItem, joint_loss, joint_terms, watch_agreement
 from cotune.models.metatuner.measures import adapter_measures, probe, weights_norm
 from cotune.models.metatuner.relaxation import same_vocabulary
-from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.rollouts import rollouts
 from cotune.strategies.base import Fixed, Problem, Work, Workload, fixed
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
@@ -69,20 +68,21 @@ class Joint:
         s, n = self.settings, self.teacher.n
         rows = load.train * {"gold": 1, "self": n, "both": 1 + n}[s.source]
         rounds = [(end - begin) * s.batch_size for begin, end in pairwise([0, *round_ends(s, rows)])]  # items of each
-        query = load.question + len(REWRITE_INSTRUCTION) // 4  # about 4 characters a token
         rolled = sum(min(s.rollout_examples, load.train, items) for items in rounds) * s.rollouts
         rolled = rolled if s.alpha and s.prompt_branch != "off" else 0
         chosen = sum(items > 0 for items in rounds) * min(self.choice_examples, load.val)
         written = rolled + sum(min(load.train, items) for items in rounds[1:]) + chosen
         written = written if s.prompt_branch != "off" else 0
         works = [
-            Work.generation("write prompts", written, query, s.max_prompt_tokens),
+            load.rewriting(written, s.max_prompt_tokens, "write prompts"),
             Work.generation("score rollouts", rolled, load.question, load.limit),
             Work(
                 "train",
                 0,
                 0,
-                (s.warmup_epochs + s.epochs) * rows * (query + s.max_prompt_tokens + load.question + load.reference),
+                (s.warmup_epochs + s.epochs)
+                * rows
+                * (load.query + s.max_prompt_tokens + load.question + load.reference),
             ),
             load.answers("choose the round on val", chosen + min(self.choice_examples, load.val), load.question),
         ]

@@ -5,7 +5,7 @@ With the method rft this is BetterTogether's BootstrapFinetune (sheet 01) for on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -16,14 +16,15 @@ from cotune.bench import Bench
 from cotune.config import RunConfig, WeightsConfig
 from cotune.errors import BudgetExhausted, CotuneError
 from cotune.evaluate import evaluate
+from cotune.metatuned import MetaTuned
 from cotune.methods.base import Material, Method, Parameters, Policy
 from cotune.methods.policy_gradient import Grpo, Ppo
 from cotune.methods.preferences import Dpo, Kto
 from cotune.methods.supervised import Supervised
 from cotune.models.lora import LoraFactors, init_static, target_linears
-from cotune.strategies.base import Fixed, Problem, Work, Workload, fixed
+from cotune.strategies.base import Fixed, Problem, Work, Workload, one_adapter
 from cotune.training import Settings, Trainer
-from cotune.values import Tuned
+from cotune.values import Conditioning, Example, Tuned
 
 METHODS: Mapping[str, Callable[[Material], Method[Any]]] = {
     "sft": Supervised,
@@ -83,34 +84,44 @@ class LoraOnly:
         return [rolled, Work("train", 0, 0, c.epochs * load.train * learned * answered), choose]
 
     def tune(self, start: Tuned, problem: Problem, bench: Bench) -> Tuned:
-        """The adapter of the epoch that is best on val (ties: the earlier), under the prompt of `start`.
+        """The adapter of the epoch that is best on val (ties: the earlier), under the prompt of `start`, or the prompt
+        that it writes for each example (once, before training).
 
         `start` itself comes back when it is better on val than every epoch (ours; the paper returns what was
         trained), and when the budget ends before an epoch is trained and scored. An adapter that `start` brings is
         trained further (ours: w after w, and p,w after w); it must have this rank, scaling and these layers.
         Raises NoData when there is nothing to learn from, CotuneError when training diverges.
         """
-        begin = fixed(start, "lora-only")
-        factors = self._factors(begin, problem, bench)
+        begin = one_adapter(start, "lora-only")
+        factors = self._factors(begin.adapter, problem, bench)
         policy = Policy(problem.base, factors, self.config.scaling, begin.adapter, self.gradient_checkpointing)
-        learned = replace(begin.prompt, demonstrations=()) if self.drop_demonstrations else begin.prompt
-        limit = problem.sampling.max_new_tokens
-        material = Material(self.config, problem.task, problem.train, begin.prompt, learned, limit, policy, bench)
         try:
-            method = METHODS[self.config.method](material)
+            chosen = problem.val[: self.choice_examples]
+            val = _Val(problem, chosen, begin.condition(chosen, bench), bench)
+            method = METHODS[self.config.method](self._material(begin, policy, problem, bench))
         except BudgetExhausted as stop:
             bench.emit("budget", where="rollouts", message=str(stop))
             return start
-        return self._train(method, policy, begin, problem, bench) or start
+        best = self._train(method, policy, val, bench)
+        return replace(begin, adapter=best) if best else start
 
-    def _factors(self, begin: Fixed, problem: Problem, bench: Bench) -> Parameters:
-        """Fresh factors, or a trainable float32 copy of those that `start` brings."""
+    def _material(self, begin: Fixed | MetaTuned, policy: Policy, problem: Problem, bench: Bench) -> Material:
+        train = problem.train
+        prompts = {e: c.prompt for e, c in zip(train, begin.condition(train, bench), strict=True)}
+        learned = (
+            {e: replace(p, demonstrations=()) for e, p in prompts.items()} if self.drop_demonstrations else prompts
+        )
+        limit = problem.sampling.max_new_tokens
+        return Material(self.config, problem.task, train, prompts, learned, limit, policy, bench)
+
+    def _factors(self, given: LoraFactors | None, problem: Problem, bench: Bench) -> Parameters:
+        """Fresh factors, or a trainable float32 copy of the given ones."""
         model, c = problem.base.model, self.config
         dora = c.variant == "dora"
-        if begin.adapter is None:
+        if given is None:
             generator = torch.Generator().manual_seed(bench.seed_for("lora"))
             return init_static(model, c.target_modules, c.rank, generator, dora)
-        given, device = begin.adapter, model.device
+        device = model.device
         layers = target_linears(model, c.target_modules, c.rank)
         found = (given.rank, given.scaling, given.is_dora)
         if found != (c.rank, c.scaling, dora) or given.factors.keys() != layers.keys():
@@ -127,8 +138,8 @@ class LoraOnly:
 
         return {name: tuple(map(trainable, given.factors[name])) for name in layers}
 
-    def _train(self, method: Method[Any], policy: Policy, begin: Fixed, problem: Problem, bench: Bench) -> Fixed | None:
-        """Train and score epoch by epoch; None when `begin` is the best. The checkpoint has the best factors so far."""
+    def _train(self, method: Method[Any], policy: Policy, val: _Val, bench: Bench) -> LoraFactors | None:
+        """Train and score epoch by epoch; None when the start is best. The checkpoint has the best factors so far."""
         c = self.config
         parts = "abm" if c.variant == "dora" else "ab"  # lora_a, lora_b, magnitude
         named = {f"{n}.{part}": p for n, own in policy.factors.items() for part, p in zip(parts, own, strict=True)}
@@ -154,7 +165,7 @@ class LoraOnly:
         )
         meta: dict[str, Any] = trainer.restore() or {"scores": []}
         if "untuned" not in meta:
-            meta["untuned"] = self._score(begin, problem, bench)
+            meta["untuned"] = val.score(policy.start)
             if meta["untuned"] is None:
                 return None
             bench.emit("start", val_score=meta["untuned"])
@@ -166,7 +177,7 @@ class LoraOnly:
             except BudgetExhausted as stop:
                 bench.emit("budget", where="rollouts", message=str(stop))
                 break
-            score = self._score(replace(begin, adapter=policy.snapshot()), problem, bench)
+            score = val.score(policy.snapshot())
             if score is None:
                 break
             if score > max(meta["scores"], default=-1.0):
@@ -182,14 +193,23 @@ class LoraOnly:
             return None
         bench.emit("chosen", epoch=scores.index(max(scores)) + 1, val_score=max(scores))
         factors = {name: tuple(best[f"{name}.{part}"] for part in parts) for name in policy.factors}
-        return replace(begin, adapter=LoraFactors(factors, c.scaling))
+        return LoraFactors(factors, c.scaling)
 
-    def _score(self, candidate: Fixed, problem: Problem, bench: Bench) -> float | None:
-        """Val score, or None when the budget cannot pay for it."""
-        examples = problem.val[: self.choice_examples]
+
+@dataclass(frozen=True)
+class _Val:
+    """Scores adapters on these val examples; `asked` has the prompt of each."""
+
+    problem: Problem
+    examples: Sequence[Example]
+    asked: Sequence[Conditioning]
+    bench: Bench
+
+    def score(self, adapter: LoraFactors | None) -> float | None:
+        """None when the budget cannot pay for it."""
+        p, conditionings = self.problem, [replace(c, adapter=adapter) for c in self.asked]
         try:
-            conditionings = candidate.condition(examples, bench)
-            return evaluate(problem.task, examples, conditionings, problem.sampling, bench, label="val").score
+            return evaluate(p.task, self.examples, conditionings, p.sampling, self.bench, label="val").score
         except BudgetExhausted as stop:
-            bench.emit("budget", where="val", message=str(stop))
+            self.bench.emit("budget", where="val", message=str(stop))
             return None

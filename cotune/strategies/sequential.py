@@ -8,16 +8,17 @@ weights it asks the val examples: those of train are known by heart, and on them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from cotune.bench import Bench
 from cotune.config import RunConfig
+from cotune.errors import UsageError
 from cotune.evaluate import evaluate
 from cotune.plugins import resolve
 from cotune.scorers import VERIFIER
 from cotune.strategies import STRATEGIES
-from cotune.strategies.base import Problem, Strategy, Work, Workload, fixed
+from cotune.strategies.base import Fixed, Problem, Strategy, Work, Workload, fixed, one_adapter
 from cotune.values import Tuned
 
 KINDS = {"p": "prompt-only", "w": "lora-only", "i": "plan-only", "j": "joint"}
@@ -27,7 +28,8 @@ KINDS = {"p": "prompt-only", "w": "lora-only", "i": "plan-only", "j": "joint"}
 class Sequential:
     """`kinds` in order, each tuned by its strategy. `choice_examples` val examples report every stage.
 
-    `samples` is the largest N that a stage i can choose, `verified` whether a verifier ranks its samples.
+    `samples` is the largest N that a stage i can choose, `verified` whether a verifier ranks its samples. `written`
+    has how long (tokens) the prompts are that a kind of stage leaves to be written for every question, if it does.
     """
 
     kinds: Sequence[str]
@@ -36,6 +38,7 @@ class Sequential:
     choice_examples: int
     samples: int = 1
     verified: bool = False
+    written: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def levers(self) -> frozenset[str]:
@@ -43,17 +46,31 @@ class Sequential:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        kinds = config.sequential.stages.split(",")
+        kinds, restart = config.sequential.stages.split(","), config.sequential.restart
+        written = dict[str, int]()
+        if config.prompt.method == "bpo":
+            written["p"] = config.bpo.max_prompt_tokens
+        if config.joint.prompt_branch != "off":
+            written["j"] = config.joint.max_prompt_tokens
+        if not restart and "p" in written and kinds.count("p") > 1:
+            raise UsageError(
+                "prompt.method = 'bpo' writes a prompt for every example, and a later stage p could go on from one for "
+                "all of them only. Leave sequential.restart on, or take another prompt.method."
+            )
         stages = {kind: resolve("strategies", STRATEGIES, KINDS[kind]).from_config(config) for kind in sorted({*kinds})}
         samples = config.inference.samples if "i" in kinds else 1
         verified = "i" in kinds and config.inference.scorer == VERIFIER
-        return cls(kinds, stages, config.sequential.restart, config.prompt.choice_examples, samples, verified)
+        return cls(kinds, stages, restart, config.prompt.choice_examples, samples, verified, written)
 
     def plan(self, load: Workload) -> list[Work]:
         works = []
         for i, kind in enumerate(self.kinds):
             asked = replace(load, train=load.val) if self._asks_val(i) else load
-            works += [replace(work, what=f"{i}-{kind}: {work.what}") for work in self.stages[kind].plan(asked)]
+            some = self.stages[kind].plan(asked)
+            written = max((self.written.get(before, 0) for before in self.kinds[:i]), default=0)
+            if written and kind != "p":  # a stage p starts again from the one prompt
+                some.insert(0, load.rewriting(asked.train + asked.val, written))
+            works += [replace(work, what=f"{i}-{kind}: {work.what}") for work in some]
             if kind == "i":
                 load = replace(load, samples=max(load.samples, self.samples), verified=load.verified or self.verified)
         return works
@@ -71,7 +88,8 @@ class Sequential:
             stage = bench.at(f"{i}-{kind}")
             begin = current
             if self.restart and kind == "p":
-                begin = replace(fixed(current, "sequential"), prompt=original.prompt)
+                so_far = one_adapter(current, "sequential")
+                begin = Fixed(original.prompt, so_far.adapter, so_far.plan, so_far.verifier)
             asked = replace(problem, train=problem.val) if self._asks_val(i) else problem
             tuned = self.stages[kind].tune(begin, asked, stage)
             if tuned is not begin:  # else what we have stands: the budget allowed nothing, or training made it worse

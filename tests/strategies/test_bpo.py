@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from cotune.engines.base import Request, Sampling
 from cotune.engines.fake import FakeEngine
 from cotune.engines.transformers_engine import TransformersEngine
 from cotune.engines.vllm_engine import VllmEngine
-from cotune.errors import UsageError
-from cotune.metatuned import MetaTuned
+from cotune.errors import CotuneError, UsageError
+from cotune.metatuned import Branches, MetaTuned
 from cotune.models.base import BaseModel, load, weights_digest
 from cotune.rewrite import REWRITE_INSTRUCTION, rewrite_messages
 from cotune.strategies import load_tuned
-from cotune.strategies.base import Fixed, Problem, Workload
+from cotune.strategies.base import Fixed, Problem, Workload, one_adapter
 from cotune.strategies.inference_aware import InferenceAware
 from cotune.strategies.prompt_only import PromptOnly
+from cotune.strategies.sequential import Sequential
 from cotune.values import Completion, Event, Example, Prompt
 
 START = Fixed(Prompt("Add."))
@@ -68,13 +70,17 @@ def answer(rendered: str, adapter: str | None, sample: int) -> str:
 
 
 class Split(Wrapped):
-    """Rewriting by the real model under its adapter, everything else by `says`. Counts batches; stops before one."""
+    """Rewriting by the real model under its adapter, everything else by `says`. Counts batches; stops before one.
+
+    `answered` has (instruction, adapter's digest, samples) of each question that `says` was asked.
+    """
 
     def __init__(self, base: BaseModel, says: Any = answer, stop_at: int | None = None) -> None:
         super().__init__(TransformersEngine(base, batch_size=16, threads=1), name="split")
         self.fake = FakeEngine(says, batch_size=16)
         self.stop_at = stop_at
         self.batches = 0
+        self.answered: list[tuple[str, str | None, int]] = []
 
     def plan(self, requests: Sequence[Request], sampling: Sampling) -> list[list[int]]:
         return (self.inner if REWRITE_INSTRUCTION in requests[0].prompt else self.fake).plan(requests, sampling)
@@ -88,6 +94,11 @@ class Split(Wrapped):
         self.batches += 1
         if REWRITE_INSTRUCTION in requests[0].prompt:
             return super().generate(requests, sampling)
+        self.answered += [
+            (instruction_of(r.prompt), r.adapter.digest if r.adapter else None, sampling.n)
+            for r in requests
+            if IMPROVES not in r.prompt
+        ]
         return self.fake.generate(requests, sampling)
 
 
@@ -108,6 +119,11 @@ def config(strategy: str = "prompt-only", **changes: Any) -> RunConfig:
 
 def strategy(**changes: Any) -> PromptOnly:
     return PromptOnly.from_config(config(**changes))
+
+
+def stages(kinds: str, **weights: Any) -> Sequential:
+    weights = {"epochs": 2, "rank": 2, "batch_size": 20, "micro_batch_size": 20, "learning_rate": 0.01} | weights
+    return Sequential.from_config(config("sequential", sequential={"stages": kinds}, weights=weights))
 
 
 def test_the_rewriter_learns_what_no_single_prompt_can(base: BaseModel, tmp_path: Path) -> None:
@@ -131,6 +147,100 @@ def test_the_rewriter_learns_what_no_single_prompt_can(base: BaseModel, tmp_path
     assert isinstance(opened, MetaTuned) and set(tuned.sizes()) == {"encoder", "prompt_decoder"}
     # the task of a saved one is the real one of that name; its questions read alike
     assert [c.prompt for c in opened.condition(given.val, at)] == [c.prompt for c in conditionings]
+
+
+def test_weights_learn_under_the_prompt_written_for_each_question(base: BaseModel, tmp_path: Path) -> None:
+    given = problem(base)
+    at, alone = bench(base, engine := Split(base)), bench(base, Split(base))
+    tuned = stages("p,w").tune(START, given, at)
+    stages("p").tune(START, given, alone)
+    assert isinstance(tuned, MetaTuned) and tuned.adapter
+    asked = [base.encode(base.render(given.task.messages(Prompt(kind(e.question)), e))) for e in given.train]
+    learned = sum(len(q) + len(base.encode_answer(e.rationale)) for q, e in zip(asked, given.train, strict=True))
+    assert at.ledger.tuning.trained_tokens - alone.ledger.tuning.trained_tokens == 2 * learned  # epochs
+
+    conditionings = tuned.condition(given.val, at)
+    assert [c.prompt.instruction for c in conditionings] == [kind(e.question) for e in given.val]
+    assert {c.adapter for c in conditionings} == {tuned.adapter}
+    assert {(letter, tuned.adapter.digest, 1) for letter in "WP"} <= set(engine.answered)
+    tuned.save(tmp_path)
+    opened = load_tuned(tmp_path, base)
+    assert isinstance(opened, MetaTuned) and opened.adapter and opened.adapter.digest == tuned.adapter.digest
+    assert [c.prompt for c in opened.condition(given.val, at)] == [c.prompt for c in conditionings]
+
+
+@pytest.mark.parametrize("method", ["rft", "dpo", "kto", "grpo", "ppo"])
+def test_own_completions_are_sampled_under_the_prompt_of_each_question(base: BaseModel, method: str) -> None:
+    def says(rendered: str, adapter: str | None, sample: int) -> str:
+        tuned = IMPROVES not in rendered and instruction_of(rendered) in KINDS.values()
+        return "I do not know" if tuned and sample % 2 else answer(rendered, adapter, sample)
+
+    class Read(Split):
+        """Completions have tokens that the model knows: grpo and ppo learn the sampled ones."""
+
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+            made = super().generate(requests, sampling)
+            return [[replace(c, token_ids=tuple(base.encode(c.text))) for c in row] for row in made]
+
+    engine = Read(base, says)
+    chosen = stages("p,w", method=method, epochs=1, samples=4)
+    tuned = chosen.tune(START, problem(base), bench(base, engine))
+    assert isinstance(tuned, MetaTuned) and tuned.adapter
+    assert sorted(i for i, _, samples in engine.answered if samples == 4) == 30 * ["P"] + 30 * ["W"]
+
+
+def test_the_rewriter_learns_beside_the_adapter_of_the_stage_before(base: BaseModel) -> None:
+    given, events = problem(base), list[Event]()
+    at = bench(base, engine := Split(base), events=events)
+    tuned = stages("w,p").tune(START, given, at)
+    assert isinstance(tuned, MetaTuned) and tuned.adapter
+    written = [adapter for instruction, adapter, _ in engine.answered if instruction in KINDS.values()]
+    assert written and set(written) == {tuned.adapter.digest}
+    sampled = [adapter for instruction, adapter, _ in engine.answered if instruction == "Add."]
+    assert {None, tuned.adapter.digest} <= set(sampled)  # before and after w
+    scores = {f["origin"]: f["val_score"] for f in of_kind(events, "finalist")}
+    assert scores == {"bpo": 1.0, "start": 0.0}
+
+
+def test_a_later_stage_of_prompts_begins_with_the_original_prompt_again(base: BaseModel) -> None:
+    at = bench(base, Split(base), events=(events := []))
+    tuned = stages("p,w,p").tune(START, problem(base), at)
+    assert isinstance(tuned, MetaTuned) and tuned.adapter and tuned.seed == START.prompt
+    assert [r["val_score"] for r in of_kind(events, "stage-result")] == [1.0, 1.0, 1.0]
+    assert [c["origin"] for c in of_kind(events, "chosen") if "origin" in c] == ["bpo", "bpo"]
+
+
+@pytest.mark.parametrize("kinds", ["p,w", "w,p", "p,w,p"])
+def test_stages_are_within_the_plan_and_keep_a_budget(base: BaseModel, kinds: str) -> None:
+    given, chosen = problem(base), stages(kinds)
+    whole = bench(base, Split(base))
+    chosen.tune(START, given, whole)
+    rewriting = [base.encode(base.render(rewrite_messages("Add.", e.question))) for e in given.train]
+    reference = max(len(base.encode_answer(e.rationale)) for e in given.train)
+    works = chosen.plan(Workload(60, 20, max(map(len, rewriting)), reference, 16))
+    assert whole.ledger.tuning.calls <= sum(w.calls for w in works)
+    assert whole.ledger.tuning.trained_tokens <= sum(w.trained_tokens for w in works)
+    for share in (0.0, 0.5, 0.8, 0.95):
+        at = bench(base, Split(base), tokens=int(share * whole.ledger.tuning.tokens), events=(events := []))
+        kept = chosen.tune(START, given, at)
+        assert at.ledger.tuning.tokens <= share * whole.ledger.tuning.tokens
+        assert of_kind(events, "budget")
+        assert share or kept == START
+
+
+def test_what_makes_adapters_for_every_example_is_no_start_for_one(base: BaseModel) -> None:
+    made = MetaTuned.create(
+        Sums(),
+        START.prompt,
+        Branches(),
+        base,
+        base.digest,
+        {"share": 0.5, "sharing": True, "generator_training": "lora", "generator_rank": 2, "rank": 2, "scaling": 1.0}
+        | {"width": 4, "pooling": "last", "layer_embedding": True, "seed": 0},
+        {},
+    )
+    with pytest.raises(CotuneError, match=r"lora-only goes on from at most one adapter"):
+        one_adapter(made, "lora-only")
 
 
 def test_a_rewriter_can_be_an_arm_of_inference_aware(base: BaseModel, tmp_path: Path) -> None:
@@ -176,24 +286,25 @@ def test_a_budget_is_kept(base: BaseModel, share: float) -> None:
         assert at.ledger.tuning.tokens == 0
 
 
-def test_interrupted_and_resumed_is_the_same(base: BaseModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kinds", ["p", "p,w", "w,p"])
+def test_interrupted_and_resumed_is_the_same(base: BaseModel, tmp_path: Path, kinds: str) -> None:
     class Stopping(MemoryStore):
         def save_checkpoint(self, name: str, tensors: Any, meta: Any) -> None:
             super().save_checkpoint(name, tensors, meta)
-            if meta["meta"]["step"] == 6:
+            if name.endswith("bpo") and meta["meta"]["step"] == 6:
                 raise KeyboardInterrupt
 
     def run(store: MemoryStore, stop_at: int | None = None) -> tuple[dict[str, bytes], Any, list[Event]]:
         at = bench(base, Split(base, stop_at=stop_at), store=store, events=(events := []))
-        tuned = strategy().tune(START, problem(base), at)
+        tuned = stages(kinds).tune(START, problem(base), at)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         tuned.save(folder)
-        files = {p.name: p.read_bytes() for p in folder.iterdir()}
+        files = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         return files, at.ledger.tuning, [e for e in events if e.kind not in ("progress", "step")]
 
     whole = run(MemoryStore())
     store = Stopping()
-    for stop_at in (2, 5):
+    for stop_at in (2, 5) if kinds == "p" else (2, 25):
         with pytest.raises(KeyboardInterrupt):
             run(store, stop_at)
     with pytest.raises(KeyboardInterrupt):
@@ -201,7 +312,9 @@ def test_interrupted_and_resumed_is_the_same(base: BaseModel, tmp_path: Path) ->
     again = MemoryStore()
     again.__dict__.update(store.__dict__)
     resumed = run(again)
-    assert resumed[0] == whole[0] and resumed[2] == whole[2]
+    assert resumed[0] == whole[0]
+    if kinds == "p":  # a stage w says nothing again of what is in its checkpoint
+        assert resumed[2] == whole[2]
     assert (resumed[1].tokens, resumed[1].calls, resumed[1].flops) == (
         whole[1].tokens,
         whole[1].calls,
@@ -258,13 +371,25 @@ def test_what_it_cannot_do_is_refused_with_the_way_out() -> None:
         strategy(engine="openai")
     with pytest.raises(UsageError, match=r"asks none\. Take another proposer \(self, model:NAME or openai:"):
         strategy(prompt={"proposer": "edits"})
-    with pytest.raises(UsageError, match=r"sequential goes on from one for all .* --strategy prompt-only"):
-        PromptOnly.from_config(config("sequential"))
+    with pytest.raises(UsageError, match=r"a later stage p could go on from one .* Leave sequential.restart on"):
+        Sequential.from_config(config("sequential", sequential={"stages": "p,w,p", "restart": False}))
 
 
-def test_a_run_is_taken_home_and_answers_there_as_in_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "shown", "carded"),
+    [
+        ("prompt-only", "a prompt generated for each example\n", "a generator that writes a prompt for every question"),
+        ("sequential", "for each example, one adapter for all\n", "(`generator/`) and one LoRA adapter for all"),
+    ],
+    ids=["bpo", "bpo, then weights"],
+)
+def test_a_run_is_taken_home_and_answers_there_as_in_its_folder(
+    tmp_path: Path, strategy: str, shown: str, carded: str
+) -> None:
     """Through the command line: the packaged model answers and rewrites, a server improves."""
     settings = {
+        "sequential.stages": "p,w",
+        "weights.epochs": 2,
         "prompt.method": "bpo",
         "prompt.rounds": 1,
         "prompt.search_examples": 20,
@@ -290,15 +415,15 @@ def test_a_run_is_taken_home_and_answers_there_as_in_its_folder(tmp_path: Path) 
         settings["prompt.proposer"] = f"openai:{server.url}#m"
         sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         limits = ("--limit-train", 40, "--limit-val", 12, "--limit-test", 4, "--out", tmp_path, "--name", "run")
-        cotune("run", "--strategy", "prompt-only", "--model", "tiny", "--task", "micro-gsm8k", *limits, *sets)
+        cotune("run", "--strategy", strategy, "--model", "tiny", "--task", "micro-gsm8k", *limits, *sets)
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     assert next(e for e in events if e["kind"] == "improved")["kept"] > 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     tuned = json.loads((tmp_path / "run/tuned/tuned.json").read_text())
     assert tuned["kind"] == "metatuner" and summary["serving"]["prompts"]["written_tokens"] > 0
-    assert "a prompt generated for each example" in cotune("show", tmp_path / "run").stdout
+    assert shown in cotune("show", tmp_path / "run").stdout
     cotune("export", tmp_path / "run", "--out", tmp_path / "home")
-    assert "a generator that writes a prompt for every question" in (tmp_path / "home/README.md").read_text()
+    assert carded in (tmp_path / "home/README.md").read_text()
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "Tom has 3 eggs. He finds 4 more. How many has he?"}\n')
     for name in ("run", "home"):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -33,7 +33,6 @@ from cotune.models.metatuner.losses import JointItem, prompt_term
 from cotune.proposers import KINDS, Proposing
 from cotune.proposers.meta_prompt import asks_for_tags, read_reply
 from cotune.proposers.writing import Writer
-from cotune.rewrite import REWRITE_INSTRUCTION
 from cotune.search import size
 from cotune.strategies.base import Work, Workload
 from cotune.strategies.prompt_methods.base import Finalist, Ground, needs_weights
@@ -64,11 +63,6 @@ class Bpo:
                 f"prompt.method = 'bpo' learns from instructions that a model improved, and prompt.proposer = 'edits' "
                 f"asks none. Take another proposer ({KINDS.replace('edits, ', '')})."
             )
-        if config.strategy == "sequential":
-            raise UsageError(
-                "prompt.method = 'bpo' writes a prompt for every example, and sequential goes on from one for all of "
-                "them. Take --strategy prompt-only, or another prompt.method."
-            )
         checkpointing = config.runner.gradient_checkpointing
         return cls(config.prompt.rounds, config.bpo, config.joint, proposing, checkpointing)
 
@@ -76,12 +70,11 @@ class Bpo:
         s = self.settings
         improved = self.rounds * teaching
         length = self.proposing.max_characters // 4  # about 4 characters a token
-        query = load.question + len(REWRITE_INSTRUCTION) // 4
         works = [
             Work.generation("own completions", improved * s.samples, load.question, load.limit),
             Work.generation("improve instructions", improved, load.question + 2 * load.limit, length),
-            Work("train the rewriter", 0, 0, s.epochs * improved * (query + s.max_prompt_tokens)),
-            Work.generation("rewrite", 2 * driving, query, s.max_prompt_tokens),
+            Work("train the rewriter", 0, 0, s.epochs * improved * (load.query + s.max_prompt_tokens)),
+            load.rewriting(driving + load.val, s.max_prompt_tokens),
             load.answers("score the rewriter", driving, load.question),
         ]
         return [work for work in works if work.calls or work.trained_tokens]
@@ -170,7 +163,7 @@ class Bpo:
         trainer.run(batches[trainer.step :])
 
     def _untrained(self, ground: Ground) -> MetaTuned:
-        """The generator as it is; no layer of the answering model gets an adapter."""
+        """The generator as it is; no adapters are generated, that of the start (w before p) answers every query."""
         branches = Branches("per-example", "off", self.settings.max_prompt_tokens)
         settings: dict[str, Any] = {
             "share": self.generator.share,
@@ -186,7 +179,7 @@ class Bpo:
         }
         start, actor = ground.search.start, ground.bench.base.digest
         made = MetaTuned.create(ground.task, start, branches, ground.generator, actor, settings, {})
-        return made.under(ground.start.plan, ground.start.verifier)
+        return replace(made, adapter=ground.start.adapter, plan=ground.start.plan, verifier=ground.start.verifier)
 
 
 @dataclass(frozen=True)
