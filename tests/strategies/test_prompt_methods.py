@@ -23,6 +23,7 @@ from cotune.strategies.prompt_methods import METHODS
 from cotune.strategies.prompt_methods.formats import RENDERERS
 from cotune.strategies.prompt_methods.told import feedback
 from cotune.strategies.prompt_only import PromptOnly
+from cotune.strategies.sequential import Sequential
 from cotune.values import Event, Grade, Outcome, Prompt
 
 PACKAGES = {"mipro": "optuna", "gepa": "gepa"}
@@ -48,7 +49,7 @@ def method(name: str) -> Any:
 
 
 EVERY = [method(name) for name in sorted(METHODS)]
-SEARCHING = [method(name) for name in sorted(METHODS) if name != "bpo"]  # whose own tests have its resuming
+SEARCHING = [method(name) for name in sorted(METHODS) if name != "bpo"]  # which has own tests of resuming and stages
 PROPOSING = [method(name) for name in sorted(METHODS) if name not in ("rlprompt", "bpo")]  # which have own tests
 
 
@@ -302,3 +303,19 @@ def test_one_training_example_is_enough(base: BaseModel, name: str) -> None:
     tuned = strategy(name, rounds=1).tune(START, problem(base, 1, 1), bench(base, bandit(lambda *_: 0.5)))
     assert isinstance(tuned, Fixed)
     assert Sums.seed_instruction == START.prompt.instruction
+
+
+@pytest.mark.parametrize("name", SEARCHING)
+def test_every_method_is_a_stage_before_and_after_weights(base: BaseModel, name: str) -> None:
+    prompt = SMALL | {"method": name, "rounds": 1}
+    given = {"strategy": "sequential", "model": "x", "task": "micro-gsm8k", "prompt": prompt, "rlprompt": LEARNED}
+    chosen = Sequential.from_config(resolve(given | {"weights": {"epochs": 1, "rank": 2}}))
+    events: list[Event] = []
+    tuned = chosen.tune(START, problem(base, 60, 20), bench(base, bandit(lambda *_: 0.5), events=events))
+    assert isinstance(tuned, Fixed) and tuned.adapter
+    assert [e.data["strategy"] for e in events if e.kind == "stage-result"] == [
+        "prompt-only",
+        "lora-only",
+        "prompt-only",
+    ]
+    assert {"0-p", "2-p"} == {e.data["stage"] for e in events if e.kind == "finalist"}
