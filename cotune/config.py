@@ -599,6 +599,13 @@ class RunConfig(Section):
         return self
 
     @property
+    def second_model(self) -> str | None:
+        """MetaTuner's G, or the proposer `model:NAME`, where it is another than the model that answers."""
+        kind, _, proposer = self.prompt.proposer.partition(":")
+        name = self.generator or (proposer if kind == "model" else None)
+        return None if name == self.model else name
+
+    @property
     def digest(self) -> str:
         """Content address of the whole resolved config; two runs with one digest are the same run."""
         return digest(self.model_dump(mode="json"))

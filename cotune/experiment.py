@@ -169,9 +169,7 @@ def check_black_box(config: RunConfig, strategy: Strategy) -> list[str]:
 
 def generator_model(config: RunConfig, base: BaseModel) -> BaseModel:
     """MetaTuner's G, or the model of `prompt.proposer = "model:NAME"`; the base model itself when none is named."""
-    kind, _, proposer = config.prompt.proposer.partition(":")
-    name = config.generator or (proposer if kind == "model" else None)
-    return base if name in (None, config.model) else base_model(config, str(name))
+    return base_model(config, config.second_model) if config.second_model else base
 
 
 def pairing(config: RunConfig, generator: BaseModel, base: BaseModel) -> list[str]:

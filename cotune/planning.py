@@ -48,7 +48,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     strategy = make_strategy(config)
     notes = check_black_box(config, strategy)
     outlined = _answering(config)
-    generator = _outlined(config.generator) if config.generator else outlined
+    generator = _outlined(config.second_model) if config.second_model else outlined
     data = dataset(config, task)
     sampling, load = decoding(config, task), _workload(config, task, data, outlined)
     test = len(measured_examples(config, data))

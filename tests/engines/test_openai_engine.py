@@ -363,6 +363,20 @@ def test_prompt_stages_in_turn_need_no_weights(server: ChatServer, tmp_path: Pat
     assert result.exit_code == 0, result.output
 
 
+def test_a_policy_here_learns_token_prompts_for_it(server: ChatServer, tmp_path: Path) -> None:
+    learned = ["prompt.method=rlprompt", "rlprompt.tokens=2", "rlprompt.samples=3", "rlprompt.steps=2"]
+    sets = [word for setting in learned for word in ("--set", setting)]
+    args = run_args(server, tmp_path, "prompt-only", *SETS, *sets, "--generator", "tiny", "--limit-test", "4")
+    assert cotune(*args, "--plan").exit_code == 0
+    assert server.seen == []
+    result = cotune(*args)
+    assert result.exit_code == 0, result.output
+    asked = {body["messages"][0]["content"] for _, body, _ in server.seen}
+    assert len(asked) >= 3  # the seed prompt and token prompts
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["cost"]["tuning"]["trained_tokens"] == 2 * 3 * 2
+
+
 def test_a_plan_asks_nothing(server: ChatServer, tmp_path: Path) -> None:
     server.models = None
     result = cotune(*run_args(server, tmp_path, "prompt-only", "--plan", "--json"))

@@ -22,6 +22,7 @@ from cotune.engines.fake import FakeEngine
 from cotune.engines.transformers_engine import TransformersEngine
 from cotune.engines.vllm_engine import VllmEngine
 from cotune.errors import CotuneError, UsageError
+from cotune.experiment import dataset
 from cotune.metatuned import Branches, MetaTuned
 from cotune.models.base import BaseModel, load, weights_digest
 from cotune.rewrite import REWRITE_INSTRUCTION, rewrite_messages
@@ -30,6 +31,7 @@ from cotune.strategies.base import Fixed, Problem, Workload, one_adapter
 from cotune.strategies.inference_aware import InferenceAware
 from cotune.strategies.prompt_only import PromptOnly
 from cotune.strategies.sequential import Sequential
+from cotune.tasks import task as make_task
 from cotune.values import Completion, Event, Example, Prompt
 
 START = Fixed(Prompt("Add."))
@@ -367,12 +369,18 @@ def test_vllm_serves_the_rewriters_adapter(base: BaseModel, monkeypatch: pytest.
 
 
 def test_what_it_cannot_do_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UsageError, match=r"'bpo' learns from the model's own states, and x is a black box"):
+    with pytest.raises(UsageError, match=r"'bpo' trains what writes its prompts, and x is a black box .* --generator"):
         strategy(engine="openai")
     with pytest.raises(UsageError, match=r"asks none\. Take another proposer \(self, model:NAME or openai:"):
         strategy(prompt={"proposer": "edits"})
     with pytest.raises(UsageError, match=r"a later stage p could go on from one .* Leave sequential.restart on"):
         Sequential.from_config(config("sequential", sequential={"stages": "p,w,p", "restart": False}))
+
+
+def cotune(*args: str | Path | int) -> Any:
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == 0, result.output
+    return result
 
 
 @pytest.mark.parametrize(
@@ -403,11 +411,6 @@ def test_a_run_is_taken_home_and_answers_there_as_in_its_folder(
         "decoding.max_new_tokens": 32,
     }
 
-    def cotune(*args: str | Path | int) -> Any:
-        result = CliRunner().invoke(app, [str(a) for a in args])
-        assert result.exit_code == 0, result.output
-        return result
-
     with serving() as server:
         server.answer = lambda _: reply_of(
             "<instruction>Think step by step. Finish with #### and the number.</instruction>"
@@ -429,3 +432,49 @@ def test_a_run_is_taken_home_and_answers_there_as_in_its_folder(
     for name in ("run", "home"):
         cotune("predict", tmp_path / name, "--input", rows, "--output", tmp_path / f"{name}.jsonl")
     assert (tmp_path / "run.jsonl").read_text() == (tmp_path / "home.jsonl").read_text()
+
+
+def test_a_model_behind_a_server_is_asked_what_a_generator_here_writes(tmp_path: Path) -> None:
+    """The paper's own case: the answering model is a black box, the rewriter is trained here."""
+    task = make_task("micro-gsm8k")
+    data = dataset(config(limit_train=40, limit_val=12), task)
+    right = {task.question_text(e): e.reference for e in (*data.train, *data.val, *data.test())}
+
+    def says(body: Any) -> Any:
+        instruction, asked = (body["messages"][i]["content"] for i in (0, -1))
+        if IMPROVES in asked:
+            return reply_of("<instruction>Think step by step.</instruction>")
+        if "step by step" in instruction or body.get("seed", 0) % 2:
+            return reply_of(f"#### {right[asked]}")
+        return reply_of("I do not know")
+
+    args = ["--engine", "openai", "--model", "some-model", "--generator", "tiny", "--task", "micro-gsm8k"]
+    settings = {
+        "prompt.method": "bpo",
+        "prompt.proposer": "self",
+        "prompt.rounds": 1,
+        "prompt.search_examples": 20,
+        "prompt.choice_examples": 12,
+        "bpo.batch_size": 4,
+        "bpo.epochs": 6,
+        "bpo.learning_rate": 0.01,
+        "bpo.max_prompt_tokens": 32,
+        "joint.generator_rank": 4,
+        "noise_examples": 0,
+    }
+    with serving() as server:
+        server.answer = says
+        settings["openai.base_url"] = server.url
+        sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        limits = ("--limit-train", 40, "--limit-val", 12, "--limit-test", 8, "--out", tmp_path, "--name", "run")
+        cotune("run", "--strategy", "prompt-only", *args, *limits, *sets)
+        summary = json.loads((tmp_path / "run/summary.json").read_text())
+        assert summary["score"] == 1.0
+        assert summary["serving"]["prompts"]["written_tokens"] > 0
+        cotune("export", tmp_path / "run", "--out", tmp_path / "home")
+        rows = tmp_path / "rows.jsonl"
+        example = data.test()[0]
+        rows.write_text(json.dumps({"question": example.question}) + "\n")
+        for name in ("run", "home"):
+            cotune("predict", tmp_path / name, "--input", rows, "--output", tmp_path / f"{name}.jsonl")
+            assert json.loads((tmp_path / f"{name}.jsonl").read_text())["prediction"] == example.reference

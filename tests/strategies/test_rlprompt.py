@@ -179,5 +179,5 @@ def test_junk_that_was_learned_is_counted_and_not_run(base: BaseModel, monkeypat
 
 
 def test_a_black_box_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UsageError, match=r"own states, and x is a black box .* --set prompt.method=cfpo, or --engine"):
+    with pytest.raises(UsageError, match=r"x is a black box .* here with --generator, or .* --set prompt.method=cfpo"):
         PromptOnly.from_config(config(engine="openai"))

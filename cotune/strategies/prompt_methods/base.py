@@ -79,7 +79,7 @@ class PromptMethod(Protocol):
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        """Raises UsageError when a package that it needs is missing, or the model's weights cannot be reached."""
+        """Raises UsageError when a package that it needs is missing, or a model that it can train."""
 
     def plan(self, load: Workload, driving: int, teaching: int) -> list[Work]:
         """What `search` will do at most with so many examples that score and that teach."""
@@ -100,13 +100,13 @@ def needs(package: str, method: str) -> None:
         )
 
 
-def needs_weights(config: RunConfig, method: str) -> None:
-    """Raises UsageError when the model is behind a server, for a method that reads or trains what is in it."""
-    if config.engine == "openai":
+def needs_model_here(config: RunConfig, method: str) -> None:
+    """Raises UsageError when no model runs here, for a method that trains what writes its prompts."""
+    if config.engine == "openai" and not config.second_model:
         raise UsageError(
-            f"prompt.method = {method!r} learns from the model's own states, and {config.model} is a black box behind "
-            "a server. Take another method, for example --set prompt.method=cfpo, or --engine transformers with a "
-            "model that runs here."
+            f"prompt.method = {method!r} trains what writes its prompts, and {config.model} is a black box behind a "
+            "server. Name a model that runs here with --generator, or take another method, for example --set "
+            "prompt.method=cfpo."
         )
 
 

@@ -35,7 +35,7 @@ from cotune.proposers.meta_prompt import asks_for_tags, read_reply
 from cotune.proposers.writing import Writer
 from cotune.search import size
 from cotune.strategies.base import Work, Workload
-from cotune.strategies.prompt_methods.base import Finalist, Ground, needs_weights
+from cotune.strategies.prompt_methods.base import Finalist, Ground, needs_model_here
 from cotune.tasks.base import Message
 from cotune.training import Cost, Settings, Trainer, shuffled_batches
 from cotune.values import Example, Outcome
@@ -56,7 +56,7 @@ class Bpo:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        needs_weights(config, "bpo")
+        needs_model_here(config, "bpo")
         proposing = Proposing.from_config(config)
         if not proposing.asks:
             raise UsageError(

@@ -3,10 +3,11 @@
 A step samples prompts from the policy, scores each on the same few examples, and takes one optimizer step towards path
 consistency. Along a round the policy's greedy prompts are noted; when it ends, they are raced like any candidates.
 
-Deviations (ours): the policy reads the model that answers (token_policy.py); the reward is the task's score, where the
-paper has a gap of label probabilities; greedy prompts are run at the end of each round of `steps` steps, not each when
-it is noted; AdamW begins anew with every round, with a rate that falls to zero by a cosine, where the paper has Adam at
-one rate. The prompt is the whole instruction, as in the paper; demonstrations of the start prompt stay.
+Deviations (ours): the policy reads the run's generator, by default the model that answers (token_policy.py); the reward
+is the task's score, where the paper has a gap of label probabilities; greedy prompts are run at the end of each round
+of `steps` steps, not each when it is noted; AdamW begins anew with every round, with a rate that falls to zero by a
+cosine, where the paper has Adam at one rate. The prompt is the whole instruction, as in the paper; demonstrations of
+the start prompt stay.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cotune.ledger import Spent, forward_flops, training_flops
 from cotune.methods import objectives
 from cotune.search import Proposal
 from cotune.strategies.base import Work, Workload
-from cotune.strategies.prompt_methods.base import Finalist, Ground, needs_weights
+from cotune.strategies.prompt_methods.base import Finalist, Ground, needs_model_here
 from cotune.strategies.prompt_methods.token_policy import TokenPolicy
 from cotune.training import Cost, Settings, Trainer
 from cotune.values import Conditioning, Prompt
@@ -57,7 +58,7 @@ class Rlprompt:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
-        needs_weights(config, "rlprompt")
+        needs_model_here(config, "rlprompt")
         return cls(config.prompt.rounds, config.prompt.minibatch, config.rlprompt)
 
     def plan(self, load: Workload, driving: int, teaching: int) -> list[Work]:
@@ -84,7 +85,7 @@ class _Learner:
         self._settings = settings
         self._minibatch = minibatch
         self._base = ground.bench.base
-        self._policy = TokenPolicy(self._base, settings.hidden, ground.bench.seed_for("rlprompt"))
+        self._policy = TokenPolicy(ground.generator, settings.hidden, ground.bench.seed_for("rlprompt"))
 
     def round(self) -> None:
         """Learn, then race the greedy prompts that were met. Raises BudgetExhausted, after trying the last of them."""
@@ -173,7 +174,7 @@ class _Learner:
         return text
 
     def _writing_flops(self, prompts: int) -> float:
-        parameters = self._base.parameters_count + self._policy.parameters_count
+        parameters = self._ground.generator.parameters_count + self._policy.parameters_count
         return forward_flops(parameters, prompts * self._settings.tokens)
 
     def _book_writing(self, prompts: int, seconds: float) -> None:
@@ -193,7 +194,7 @@ class _Learner:
 
     @cached_property
     def _longest(self) -> int:
-        """Tokens of the longest question under a token prompt, answered."""
+        """Tokens of the longest question under a token prompt, answered. The prompt's are those of who writes it."""
         ground = self._ground
         under = [self._base.render(ground.task.messages(self._prompt(""), e)) for e in ground.search.board.examples]
         return max(map(ground.bench.engine.token_count, under)) + self._settings.tokens + ground.sampling.max_new_tokens

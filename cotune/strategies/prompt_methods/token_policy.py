@@ -1,7 +1,7 @@
 """A policy that writes token prompts: a small network between the states of the frozen model and its frozen head.
 
-RLPrompt (sheet 10, items 2, 3). The paper's model is distilgpt2, whatever answers; here it is the one that answers
-(ours), read without any adapter. Knows nothing of scores, losses or tasks.
+RLPrompt (sheet 10, items 2, 3). The paper's model is distilgpt2, whatever answers; here it is the run's generator, by
+default the one that answers (ours), read without any adapter. Knows nothing of scores, losses or tasks.
 
 Axes: B prompts, T their tokens, D width of the model, V vocabulary.
 """
