@@ -194,7 +194,7 @@ class _Learner:
 
     @cached_property
     def _longest(self) -> int:
-        """Tokens of the longest question under a token prompt, answered. The prompt's are those of who writes it."""
+        """Tokens of the longest question under a token prompt (as its writer counts them), answered."""
         ground = self._ground
         under = [self._base.render(ground.task.messages(self._prompt(""), e)) for e in ground.search.board.examples]
         return max(map(ground.bench.engine.token_count, under)) + self._settings.tokens + ground.sampling.max_new_tokens
