@@ -191,7 +191,7 @@ def _static(report: Mapping[str, Any]) -> list[str]:
     """What is lost by it, measured on val."""
     lines = [
         f"{_plain(report['metric'])} on {report['split']}, n = {report['n']}, in percent with 95% intervals. The same "
-        "examples chose what joint tuning kept, which flatters all rows alike.",
+        "examples chose what tuning kept, which flatters all rows alike.",
         "",
         "| prompts and adapters | score | minus one for each question |",
         "| --- | --- | --- |",

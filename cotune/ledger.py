@@ -14,7 +14,7 @@ from typing import Literal
 from cotune.errors import BudgetExhausted
 
 Part = Literal["prompts", "adapters", "answers"]
-"""What generation makes: prompts, adapters (both for joint tuning alone), and everything else."""
+"""What generation makes: prompts and adapters for each question (joint tuning; prompts: bpo), and everything else."""
 
 
 def forward_flops(parameters: int, tokens: int) -> float:

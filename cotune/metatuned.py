@@ -1,7 +1,8 @@
 """What joint tuning hands over: for each example a prompt that G writes and an adapter generated from G's lower layers.
 
-Also the two generations that training itself needs (prompts sampled, adapters as they are now), so that a rollout and a
-final answer go through the same code. Knows nothing of losses or schedules.
+Of the prompt method bpo it is the prompts alone. Also the two generations that training itself needs (prompts sampled,
+adapters as they are now), so that a rollout and a final answer go through the same code. Knows nothing of losses or
+schedules.
 """
 
 from __future__ import annotations
