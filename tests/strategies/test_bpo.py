@@ -212,9 +212,8 @@ def test_a_later_stage_of_prompts_begins_with_the_original_prompt_again(base: Ba
     assert [c["origin"] for c in of_kind(events, "chosen") if "origin" in c] == ["bpo", "bpo"]
 
 
-@pytest.mark.parametrize("kinds", ["p,w", "w,p", "p,w,p"])
-def test_stages_are_within_the_plan_and_keep_a_budget(base: BaseModel, kinds: str) -> None:
-    given, chosen = problem(base), stages(kinds)
+def test_stages_are_within_the_plan_and_keep_a_budget(base: BaseModel) -> None:
+    given, chosen = problem(base), stages("p,w,p")
     whole = bench(base, Split(base))
     chosen.tune(START, given, whole)
     rewriting = [base.encode(base.render(rewrite_messages("Add.", e.question))) for e in given.train]
@@ -222,7 +221,7 @@ def test_stages_are_within_the_plan_and_keep_a_budget(base: BaseModel, kinds: st
     works = chosen.plan(Workload(60, 20, max(map(len, rewriting)), reference, 16))
     assert whole.ledger.tuning.calls <= sum(w.calls for w in works)
     assert whole.ledger.tuning.trained_tokens <= sum(w.trained_tokens for w in works)
-    for share in (0.0, 0.5, 0.8, 0.95):
+    for share in (0.0, 0.5, 0.9):
         at = bench(base, Split(base), tokens=int(share * whole.ledger.tuning.tokens), events=(events := []))
         kept = chosen.tune(START, given, at)
         assert at.ledger.tuning.tokens <= share * whole.ledger.tuning.tokens
@@ -288,7 +287,7 @@ def test_a_budget_is_kept(base: BaseModel, share: float) -> None:
         assert at.ledger.tuning.tokens == 0
 
 
-@pytest.mark.parametrize("kinds", ["p", "p,w", "w,p"])
+@pytest.mark.parametrize("kinds", ["p", "p,w"])
 def test_interrupted_and_resumed_is_the_same(base: BaseModel, tmp_path: Path, kinds: str) -> None:
     class Stopping(MemoryStore):
         def save_checkpoint(self, name: str, tensors: Any, meta: Any) -> None:
